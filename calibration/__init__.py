@@ -1,0 +1,1 @@
+"""Stage 3: calibration to FP16 and INT8; empty until quantization lands."""

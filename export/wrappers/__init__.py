@@ -1,0 +1,1 @@
+"""Modules with fixed inputs and outputs that families configure and trace."""

@@ -1,0 +1,1 @@
+"""Stage 2: traced graphs become the one form that all backends run."""

@@ -1,0 +1,1 @@
+"""One graph pass for each file."""

@@ -1,0 +1,74 @@
+"""Replaces a decomposed RMS normalization by one node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import pattern
+
+from vlmport.graphs.fusion import FusionPass
+
+__all__ = ["FuseRmsNormPass"]
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+class _RmsNorm(pattern.RewriteRuleClassBase):
+    def __init__(self, name: str, *, scale_first: bool) -> None:
+        super().__init__(name)
+        self._scale_first = scale_first
+
+    def pattern(self, op: Any, x: Any, scale: Any, epsilon: Any) -> Any:
+        mean_square = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
+        normalized = op.Mul(x, op.Reciprocal(op.Sqrt(op.Add(mean_square, epsilon))))
+        return op.Mul(scale, normalized) if self._scale_first else op.Mul(normalized, scale)
+
+    def check(
+        self, context: Any, x: ir.Value, scale: ir.Value, epsilon: ir.Value, **_: Any
+    ) -> pattern.MatchResult:
+        del context
+        result = pattern.MatchResult()
+        if epsilon.const_value is None or epsilon.const_value.size != 1:
+            return result.fail("epsilon is not a scalar constant", epsilon)  # case 1
+        if x.dtype not in _FLOATS:
+            return result.fail(f"x has element type {x.dtype}", x)  # case 2
+        if scale.shape is None or len(scale.shape) != 1:
+            return result.fail("scale is not of the length of the last axis alone", scale)  # case 3
+        if x.shape is None or x.shape[-1] != scale.shape[0]:
+            return result.fail("scale is not of the length of the last axis of x", scale)  # case 3
+        return result
+
+    def rewrite(
+        self, op: Any, x: ir.Value, scale: ir.Value, epsilon: ir.Value, **_: Any
+    ) -> ir.Value:
+        assert epsilon.const_value is not None
+        value: ir.Value = op.RMSNormalization(
+            x,
+            scale,
+            axis=-1,
+            epsilon=float(epsilon.const_value.numpy().reshape(())),
+            stash_type=int(ir.DataType.FLOAT),
+        )
+        return value
+
+
+class FuseRmsNormPass(FusionPass):
+    """Replace the six nodes of an RMS normalization by one RMSNormalization.
+
+        x -> Pow(2) -> ReduceMean(-1) -> Add(epsilon) -> Sqrt -> Reciprocal -> Mul(x) -> Mul(scale)
+     => x -> RMSNormalization(scale, epsilon, axis=-1, stash_type=float32)
+
+    Refuses when:
+      1. epsilon is not a scalar constant;
+      2. x is not float32, float16 or bfloat16;
+      3. scale is not one axis of the length of the last axis of x.
+    An inner value with another reader is refused by the matcher itself.
+
+    Source: https://onnx.ai/onnx/operators/onnx__RMSNormalization.html (opset 23).
+    """
+
+    rules = (
+        _RmsNorm.rule("rms_norm_scale_first", scale_first=True),
+        _RmsNorm.rule("rms_norm_scale_last", scale_first=False),
+    )

@@ -1,0 +1,160 @@
+"""Replaces the rotation of queries and keys by one node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import pattern
+
+from vlmport.graphs.fusion import FusionPass, as_int, as_ints
+
+__all__ = ["FuseRotaryEmbeddingPass"]
+
+
+class _RotateHalf(pattern.RewriteRuleClassBase):
+    def __init__(self) -> None:
+        # Queries and keys of all layers read the same cosine and sine, so the nodes stay until
+        # the last reader is gone.
+        super().__init__("rotate_half", remove_nodes=False)
+
+    def pattern(
+        self,
+        op: Any,
+        x: Any,
+        cosine: Any,
+        sine: Any,
+        low_start: Any,
+        low_end: Any,
+        high_start: Any,
+        high_end: Any,
+        cosine_axes: Any,
+        sine_axes: Any,
+    ) -> Any:
+        low = op.Slice(x, low_start, low_end, [3], [1])
+        high = op.Slice(x, high_start, high_end, [3], [1])
+        rotated = op.Concat(op.Neg(high), low, axis=-1)
+        turned = op.Mul(rotated, op.Unsqueeze(sine, sine_axes))
+        return op.Add(op.Mul(x, op.Unsqueeze(cosine, cosine_axes)), turned)
+
+    def check(
+        self,
+        context: Any,
+        x: ir.Value,
+        cosine: ir.Value,
+        sine: ir.Value,
+        low_start: ir.Value,
+        low_end: ir.Value,
+        high_start: ir.Value,
+        high_end: ir.Value,
+        cosine_axes: ir.Value,
+        sine_axes: ir.Value,
+        **_: Any,
+    ) -> pattern.MatchResult:
+        del context
+        result = pattern.MatchResult()
+        if x.shape is None or len(x.shape) != 4 or not isinstance(x.shape[3], int):
+            return result.fail("x is not [batch, heads, sequence_length, fixed length]", x)  # 1
+        half = x.shape[3] // 2
+        ends = as_int(high_end)
+        if (as_int(low_start), as_int(low_end), as_int(high_start)) != (0, half, half):
+            return result.fail("x is not cut into two halves", x)  # case 2
+        if ends is None or ends < 2 * half:
+            return result.fail("x is not cut into two halves", x)  # case 2
+        if as_ints(cosine_axes) != [1] or as_ints(sine_axes) != [1]:
+            return result.fail("cosine and sine do not broadcast over the heads", cosine)  # case 3
+        if _half_angles(cosine, "Cos") is None or _half_angles(sine, "Sin") is None:
+            return result.fail("cosine or sine is not of twice the same angles", cosine)  # case 4
+        return result
+
+    def rewrite(
+        self, op: Any, x: ir.Value, cosine: ir.Value, sine: ir.Value, **_: Any
+    ) -> ir.Value:
+        caches = [_half_table(op, cosine, "Cos"), _half_table(op, sine, "Sin")]
+        value: ir.Value = op.RotaryEmbedding(x, *caches, interleaved=0)
+        return value
+
+
+class _PartialRotation(pattern.RewriteRuleClassBase):
+    def pattern(self, op: Any, x: Any, end: Any, start: Any, stop: Any) -> Any:
+        turned = op.RotaryEmbedding(
+            op.Slice(x, [0], end, [3], [1]),
+            _allow_other_inputs=True,
+            _allow_other_attributes=True,
+            _outputs=["turned"],
+        )
+        return op.Concat(turned, op.Slice(x, start, stop, [3], [1]), axis=-1)
+
+    def check(
+        self, context: Any, x: ir.Value, end: ir.Value, start: ir.Value, stop: ir.Value, **_: Any
+    ) -> pattern.MatchResult:
+        del context
+        result = pattern.MatchResult()
+        if x.shape is None or len(x.shape) != 4 or not isinstance(x.shape[3], int):
+            return result.fail("x is not [batch, heads, sequence_length, fixed length]", x)  # 1
+        cut, last = as_int(end), as_int(stop)
+        if cut is None or cut != as_int(start) or last is None or last < x.shape[3]:
+            return result.fail("the parts are not the first and the rest of x", x)  # case 5
+        return result
+
+    def rewrite(
+        self, op: Any, x: ir.Value, end: ir.Value, turned: ir.Value, **_: Any
+    ) -> ir.Value:
+        node = turned.producer()
+        assert node is not None
+        value: ir.Value = op.RotaryEmbedding(
+            x, *node.inputs[1:3], interleaved=0, rotary_embedding_dim=as_int(end)
+        )
+        return value
+
+
+class FuseRotaryEmbeddingPass(FusionPass):
+    """Replace rotate-half by RotaryEmbedding, for the whole head or for its first part.
+
+        x * cos(a, a) + concat(-x[half:], x[:half]) * sin(a, a)
+     => RotaryEmbedding(x, cos(a), sin(a))
+        concat(RotaryEmbedding(x[:part]), x[part:])
+     => RotaryEmbedding(x, rotary_embedding_dim=part)
+
+    A constant factor on cosine and sine (the attention scaling of some rope types) is kept.
+
+    Refuses when:
+      1. x does not have four axes, the last of fixed length;
+      2. the cut is not at the half;
+      3. cosine and sine are not spread over the heads;
+      4. they are not made of one table of angles repeated twice;
+      5. the parts of a partial rotation do not make up x.
+
+    Source: https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html (opset 23).
+    """
+
+    rules = (_RotateHalf.rule(), _PartialRotation.rule("partial_rotation"))
+
+
+def _half_angles(table: ir.Value, operator: str) -> tuple[ir.Value, ir.Value | None] | None:
+    """(angles, factor) if the table is operator(concat(angles, angles)) * factor?, else None."""
+    node, factor = table.producer(), None
+    if node is not None and node.op_type == "Mul":
+        factor = node.inputs[1]
+        if factor is None or factor.const_value is None or factor.const_value.size != 1:
+            return None
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
+    if node is None or node.op_type != operator or node.inputs[0] is None:
+        return None
+    concat = node.inputs[0].producer()
+    if concat is None or concat.op_type != "Concat" or concat.attributes["axis"].as_int() != -1:
+        return None
+    if len(concat.inputs) != 2 or concat.inputs[0] is not concat.inputs[1]:
+        return None
+    angles = concat.inputs[0]
+    return None if angles is None else (angles, factor)
+
+
+def _half_table(op: Any, table: ir.Value, operator: str) -> ir.Value:
+    found = _half_angles(table, operator)
+    assert found is not None
+    angles, factor = found
+    value: ir.Value = op.Cos(angles) if operator == "Cos" else op.Sin(angles)
+    if factor is not None:
+        value = op.Mul(value, factor)
+    return value

@@ -1,0 +1,59 @@
+"""Replaces a decomposed tanh approximation of GELU by one node."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript.rewriter import pattern
+
+from vlmport.graphs.fusion import FusionPass
+
+__all__ = ["FuseTanhGeluPass"]
+
+
+class _TanhGelu(pattern.RewriteRuleClassBase):
+    def pattern(self, op: Any, x: Any, half: Any, cubic: Any, root: Any, one: Any) -> Any:
+        inner = op.Add(x, op.Mul(op.Pow(x, 3.0), cubic))
+        gate = op.Add(op.Tanh(op.Mul(inner, root)), one)
+        return op.Mul(op.Mul(x, half), gate)
+
+    def check(
+        self,
+        context: Any,
+        half: ir.Value,
+        cubic: ir.Value,
+        root: ir.Value,
+        one: ir.Value,
+        **_: Any,
+    ) -> pattern.MatchResult:
+        del context
+        result = pattern.MatchResult()
+        factors = ((half, 0.5), (cubic, 0.044715), (root, math.sqrt(2.0 / math.pi)), (one, 1.0))
+        for value, number in factors:
+            found = value.const_value
+            if found is None or found.size != 1:
+                return result.fail("a factor is not a scalar constant", value)  # case 1
+            if not math.isclose(float(found.numpy().reshape(())), number, rel_tol=1e-5):
+                return result.fail(f"a factor is not {number:.6f}", value)  # case 2
+        return result
+
+    def rewrite(self, op: Any, x: ir.Value, **_: Any) -> ir.Value:
+        value: ir.Value = op.Gelu(x, approximate="tanh")
+        return value
+
+
+class FuseTanhGeluPass(FusionPass):
+    """Replace the eight nodes of transformers' gelu_new by one Gelu.
+
+        0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))   =>   Gelu(x, approximate=tanh)
+
+    Refuses when:
+      1. a factor is not a scalar constant;
+      2. a factor is not the one of the approximation.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Gelu.html (opset 20).
+    """
+
+    rules = (_TanhGelu.rule("tanh_gelu"),)

@@ -1,0 +1,9 @@
+"""Stage 4: runs a bundle with numpy and ONNX Runtime; needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+from vlmport.runtime.model import VisionLanguageModel
+from vlmport.runtime.request import GenerationResult, Piece, Request
+from vlmport.runtime.sampling import SamplingOptions
+
+__all__ = ["GenerationResult", "Piece", "Request", "SamplingOptions", "VisionLanguageModel"]

@@ -1,0 +1,1 @@
+"""One file for each way to run a bundle's graphs."""

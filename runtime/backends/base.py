@@ -1,0 +1,57 @@
+"""What the generation loop asks of a backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Backend", "Decoding"]
+
+
+class Decoding(Protocol):
+    """A batch of sequences with their cache. Token embeddings and cache stay in the backend."""
+
+    def prefill(
+        self, inputs_embeds: NDArray[np.float32], lengths: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Runs the prompts.
+
+        Args:
+            inputs_embeds: float32 [batch, sequence_length, hidden_size], padded on the right.
+            lengths: int64 [batch], valid tokens of each row, 1 to sequence_length.
+
+        Returns:
+            logits float32 [batch, vocab_size] after each row's last valid token.
+        """
+        ...
+
+    def step(
+        self, token_ids: NDArray[np.int64], active: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Appends one token to every active row.
+
+        Args:
+            token_ids: int64 [batch].
+            active: bool [batch]; rows that have ended do not grow, and their logits mean nothing.
+
+        Returns:
+            logits float32 [batch, vocab_size]; valid until the next call.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """An opened bundle."""
+
+    name: str
+
+    def run(self, graph: str, tensor: NDArray[Any]) -> NDArray[np.float32]:
+        """Runs a graph of one input and one output (encoder, projector, embedding)."""
+        ...
+
+    def start(self, batch: int, max_length: int) -> Decoding:
+        """Makes an empty cache for `batch` rows that will hold at most `max_length` tokens."""
+        ...

@@ -1,0 +1,64 @@
+"""Opens pictures from files, and refuses what is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlmport.errors import InputError
+
+__all__ = ["MAX_PIXELS", "load_image"]
+
+# Pillow warns above 89 million pixels and raises above twice that; one limit, always an error.
+MAX_PIXELS = 89_478_485
+
+
+def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
+    """Opens a picture, applies its EXIF orientation and converts it to RGB.
+
+    Args:
+        source: a path, or an open Pillow image.
+
+    Returns:
+        An RGB image; the same steps as `transformers.image_utils.load_image`.
+
+    Raises:
+        InputError: if there is no readable picture, or it has more than `MAX_PIXELS` pixels.
+    """
+    if isinstance(source, Image.Image):
+        return _decoded(source, "image")
+    path = Path(source)
+    if not path.exists():
+        msg = f"{path}: no such file; expected a picture"
+        raise InputError(msg)
+    if not path.is_file():
+        msg = f"{path}: not a file; expected a picture"
+        raise InputError(msg)
+    try:
+        with Image.open(path) as image:
+            return _decoded(image, str(path))
+    except UnidentifiedImageError as error:
+        msg = f"{path}: not a picture that Pillow can read; expected PNG, JPEG, WebP or the like"
+        raise InputError(msg) from error
+    except Image.DecompressionBombError as error:
+        msg = f"{path}: {error}; at most {MAX_PIXELS} pixels are read; make the picture smaller"
+        raise InputError(msg) from error
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error}); the file is damaged or not accessible"
+        raise InputError(msg) from error
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        msg = (
+            f"{name}: found {width} x {height} pixels; at most {MAX_PIXELS} are read; make the "
+            "picture smaller"
+        )
+        raise InputError(msg)
+    if width == 0 or height == 0:
+        msg = f"{name}: found {width} x {height} pixels; expected at least one"
+        raise InputError(msg)
+    return ImageOps.exif_transpose(image).convert("RGB")

@@ -1,0 +1,219 @@
+"""The public face of the runtime: a bundle that answers questions about pictures."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from vlmport.errors import BundleError, InputError
+from vlmport.manifest import load_manifest, verify_files
+from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from vlmport.runtime.generate import check_length, decode_rows, fuse_image_features, make_row
+from vlmport.runtime.image_file import load_image
+from vlmport.runtime.preprocessing import preprocess_image
+from vlmport.runtime.prompt import PromptEncoder, messages_from_prompt
+from vlmport.runtime.request import Request
+from vlmport.runtime.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from vlmport.contract import Manifest
+    from vlmport.runtime.backends.base import Backend
+    from vlmport.runtime.generate import Row
+    from vlmport.runtime.prompt import EncodedPrompt, Message
+    from vlmport.runtime.request import GenerationResult, Piece
+
+__all__ = ["VisionLanguageModel"]
+
+
+class VisionLanguageModel:
+    """An opened bundle. Make one with `VisionLanguageModel.load`.
+
+    Attributes:
+        manifest: the bundle's manifest.
+        tokenizer: the bundle's tokenizer.
+    """
+
+    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, backend: Backend) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self._backend = backend
+        self._encoder = PromptEncoder(
+            tokenizer,
+            manifest.prompt,
+            manifest.special_tokens,
+            manifest.dimensions.num_image_tokens,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        threads: int | None = None,
+    ) -> VisionLanguageModel:
+        """Opens a bundle with ONNX Runtime.
+
+        Args:
+            bundle: folder that `vlmport export` wrote.
+            verify: whether every file's digest is checked, which reads the whole bundle once.
+            threads: worker threads; None for the cores that this process may use.
+
+        Raises:
+            BundleError: if the bundle is missing, damaged, unsafe or newer than this vlmport.
+        """
+        folder = Path(bundle)
+        manifest = load_manifest(folder)
+        verify_files(folder, manifest, hashes=verify)
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises plain Exception
+            msg = f"{folder}/tokenizer.json: cannot be read ({error}); export the bundle again"
+            raise BundleError(msg) from error
+        return cls(manifest, tokenizer, OnnxRuntimeBackend(folder, manifest, threads))
+
+    @property
+    def backend(self) -> str:
+        """Name of what computes the graphs."""
+        return self._backend.name
+
+    def stream(
+        self,
+        *,
+        prompt: str | None = None,
+        messages: tuple[Message, ...] | None = None,
+        images: Sequence[str | os.PathLike[str] | Image.Image] = (),
+        max_new_tokens: int | None = None,
+        sampling: SamplingOptions | None = None,
+        stop_strings: Sequence[str] = (),
+    ) -> Iterator[Piece]:
+        """Answers one request and yields the text as it is decoded; arguments as in `Request`.
+
+        Raises:
+            InputError: if an image, the prompt or an option cannot be used; before the first piece.
+        """
+        options = sampling or SamplingOptions()
+        request = Request(
+            prompt, messages, tuple(images), max_new_tokens, options, tuple(stop_strings)
+        )
+        row = self._row(request, time.perf_counter())
+        ends = self.manifest.special_tokens.eos_token_ids
+        return (piece for _, piece in decode_rows(self._backend, [row], ends))
+
+    def generate(
+        self,
+        *,
+        prompt: str | None = None,
+        messages: tuple[Message, ...] | None = None,
+        images: Sequence[str | os.PathLike[str] | Image.Image] = (),
+        max_new_tokens: int | None = None,
+        sampling: SamplingOptions | None = None,
+        stop_strings: Sequence[str] = (),
+        on_logits: Callable[[NDArray[np.float32]], None] | None = None,
+        on_piece: Callable[[Piece], None] | None = None,
+    ) -> GenerationResult:
+        """Answers one request; arguments as in `Request`.
+
+        Args:
+            prompt: see `Request`.
+            messages: see `Request`.
+            images: see `Request`.
+            max_new_tokens: see `Request`.
+            sampling: see `Request`.
+            stop_strings: see `Request`.
+            on_logits: is called with the logits float32 [1, vocab_size] of every step.
+            on_piece: is called with every piece of text as it is decoded.
+
+        Raises:
+            InputError: if an image, the prompt or an option cannot be used.
+        """
+        options = sampling or SamplingOptions()
+        request = Request(
+            prompt, messages, tuple(images), max_new_tokens, options, tuple(stop_strings)
+        )
+        return self.generate_batch([request], on_logits=on_logits, on_piece=on_piece)[0]
+
+    def generate_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_logits: Callable[[NDArray[np.float32]], None] | None = None,
+        on_piece: Callable[[Piece], None] | None = None,
+    ) -> list[GenerationResult]:
+        """Answers several requests in one batch; each as it would be answered alone.
+
+        Args:
+            requests: prompts may differ in length and number of images.
+            on_logits: is called with the logits float32 [batch, vocab_size] of every step.
+            on_piece: is called with every piece of text, rows mixed.
+
+        Raises:
+            InputError: if there are none, or one of them cannot be used.
+        """
+        if not requests:
+            msg = "requests: found none; expected one or more"
+            raise InputError(msg)
+        started = time.perf_counter()
+        rows = [self._row(request, started) for request in requests]
+        ends = self.manifest.special_tokens.eos_token_ids
+        for _, piece in decode_rows(self._backend, rows, ends, on_logits):
+            if on_piece is not None:
+                on_piece(piece)
+        return [row.result(self._backend.name) for row in rows]
+
+    def preprocess(
+        self, images: Sequence[str | os.PathLike[str] | Image.Image]
+    ) -> NDArray[np.float32]:
+        """Loads and preprocesses images: float32 [num_images, 3, height, width]."""
+        steps = self.manifest.image
+        return np.stack([preprocess_image(load_image(image), steps) for image in images])
+
+    def encode(self, messages: tuple[Message, ...]) -> EncodedPrompt:
+        """Renders and tokenizes a chat."""
+        return self._encoder.encode(messages)
+
+    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vision encoder: [num_images, num_patches, vision_hidden_size]."""
+        return self._backend.run("vision_encoder", pixel_values)
+
+    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The projector: [num_images, num_image_tokens, hidden_size]."""
+        return self._backend.run("projector", vision_features)
+
+    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The token embedding of int64 [batch, sequence_length]: [.., .., hidden_size]."""
+        return self._backend.run("embed_tokens", input_ids)
+
+    def _row(self, request: Request, started: float) -> Row:
+        messages = request.messages
+        if messages is None:
+            assert request.prompt is not None
+            placeholder = self.manifest.prompt.image_placeholder
+            messages = messages_from_prompt(request.prompt, len(request.images), placeholder)
+        prompt = self._encoder.encode(messages)
+        if prompt.num_images != len(request.images):
+            msg = (
+                f"images: found {len(request.images)}, the messages have {prompt.num_images} "
+                "image parts; give one image for each"
+            )
+            raise InputError(msg)
+        check_length(prompt, self.manifest.dimensions.max_length)
+        embeds = self.inputs_embeds(prompt.input_ids[None])[0]
+        if request.images:
+            # One image at a time: the result of an image does not depend on its neighbours.
+            features = [
+                self.image_features(self.vision_features(self.preprocess([image])))
+                for image in request.images
+            ]
+            embeds = fuse_image_features(embeds, prompt.image_mask, np.concatenate(features))
+        return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started)

@@ -1,0 +1,93 @@
+"""Turns a picture into pixel_values, bit for bit as transformers' image processors do."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vlmport.errors import InputError
+from vlmport.runtime.image_file import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vlmport.contract import ImagePreprocessing, Resize
+
+__all__ = ["preprocess_image"]
+
+
+def preprocess_image(image: Image.Image, steps: ImagePreprocessing) -> NDArray[np.float32]:
+    """Applies the steps of a manifest.
+
+    Args:
+        image: RGB.
+        steps: from the manifest.
+
+    Returns:
+        pixel_values float32 [3, height, width].
+
+    Raises:
+        InputError: if resizing by the shorter edge would make a picture of too many pixels.
+
+    Source: transformers/image_processing_backends.py (PilBackend) and image_transforms.py.
+    """
+    if steps.pad_to_square is not None:
+        image = _squared(image, steps.pad_to_square)
+    if steps.resize is not None:
+        image = _resized(image, steps.resize)
+    pixels: NDArray[np.generic] = np.asarray(image).transpose(2, 0, 1)
+    if steps.center_crop is not None:
+        pixels = _center_cropped(pixels, *steps.center_crop)
+    if steps.rescale_factor is not None:
+        # Through float64, as transformers: the product rounds once.
+        pixels = (pixels.astype(np.float64) * steps.rescale_factor).astype(np.float32)
+    values = pixels.astype(np.float32)
+    if steps.mean is not None and steps.std is not None:
+        mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
+        values = ((values.T - mean) / std).T
+    return np.ascontiguousarray(values)
+
+
+def _squared(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _resized(image: Image.Image, resize: Resize) -> Image.Image:
+    width, height = resize.width, resize.height
+    if resize.mode == "shortest_edge":
+        long, short = max(image.size), min(image.size)
+        longer = int(resize.height * long / short)
+        is_tall = image.width <= image.height
+        width, height = (resize.height, longer) if is_tall else (longer, resize.height)
+        if width * height > MAX_PIXELS:
+            msg = (
+                f"image: found {image.width} x {image.height} pixels, which become {width} x "
+                f"{height}; at most {MAX_PIXELS} are made; cut the picture to a wider strip"
+            )
+            raise InputError(msg)
+    return image.resize((width, height), Image.Resampling[resize.resample.upper()])
+
+
+def _center_cropped(
+    pixels: NDArray[np.generic], height: int, width: int
+) -> NDArray[np.generic]:
+    found_height, found_width = pixels.shape[1:]
+    top, left = (found_height - height) // 2, (found_width - width) // 2
+    if top >= 0 and left >= 0:
+        return pixels[:, top : top + height, left : left + width]
+    padded_height, padded_width = max(height, found_height), max(width, found_width)
+    padded = np.zeros((3, padded_height, padded_width), pixels.dtype)
+    top_pad = math.ceil((padded_height - found_height) / 2)
+    left_pad = math.ceil((padded_width - found_width) / 2)
+    padded[:, top_pad : top_pad + found_height, left_pad : left_pad + found_width] = pixels
+    top, left = top + top_pad, left + left_pad
+    return padded[:, max(0, top) : top + height, max(0, left) : left + width]

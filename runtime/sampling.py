@@ -1,0 +1,172 @@
+"""Chooses the next token from logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlmport.errors import InputError, VlmportError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["SamplingOptions", "TokenSampler", "filtered_logits"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How tokens are chosen. The defaults are greedy decoding.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keeps the k most likely tokens; 0 keeps all.
+        top_p: keeps the most likely tokens that together reach this probability.
+        min_p: keeps tokens of at least this fraction of the highest probability.
+        repetition_penalty: divides positive and multiplies negative logits of tokens of the
+            prompt's text and of the answer (Keskar et al. 2019, "CTRL", section 4.1).
+        frequency_penalty: subtracted for every time a token is in the answer.
+        presence_penalty: subtracted once if a token is in the answer (both by the definition in
+            OpenAI's API reference).
+        seed: of the request's own random numbers; None for a different answer each time.
+
+    Raises:
+        InputError: if a value is outside its range; all of them at once.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        allowed = (
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "more than 0"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "-2 to 2"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "-2 to 2"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+        )
+        faults = [
+            f"{name}: found {getattr(self, name)}; expected {wanted}"
+            for name, is_right, wanted in allowed
+            if not is_right or (getattr(self, name) or 0.0) == math.inf
+        ]
+        if faults:
+            raise InputError("; ".join(faults))
+
+
+class TokenSampler:
+    """Chooses the tokens of one answer, with random numbers of its own.
+
+    Args:
+        options: how to choose.
+        vocab_size: length of the logits.
+    """
+
+    def __init__(self, options: SamplingOptions, vocab_size: int) -> None:
+        self._options = options
+        self._random = np.random.default_rng(options.seed)
+        self._counts = np.zeros(vocab_size, np.float32)  # times in the answer
+        self._seen = np.zeros(vocab_size, np.bool_)  # in the prompt's text or the answer
+        self._has_penalty = (
+            options.repetition_penalty != 1.0
+            or options.frequency_penalty != 0.0
+            or options.presence_penalty != 0.0
+        )
+
+    def start(self, prompt_ids: NDArray[np.int64]) -> None:
+        """Takes the prompt's text tokens into account; image places are no tokens."""
+        self._seen[prompt_ids] = True
+
+    def select(self, logits: NDArray[np.float32]) -> int:
+        """Chooses one token and remembers it.
+
+        Args:
+            logits: float32 [vocab_size]; not changed.
+
+        Raises:
+            VlmportError: if there are no numbers to choose by.
+        """
+        options = self._options
+        if self._has_penalty:
+            logits = self._penalised(logits)
+        best = int(logits.argmax())
+        # argmax returns a NaN if there is one, so one look at the winner covers all of them.
+        if not math.isfinite(logits[best]):
+            msg = (
+                f"logits: the highest is {logits[best]}; the model's numbers overflowed; export it "
+                "in a wider precision, or report the checkpoint"
+            )
+            raise VlmportError(msg)
+        chosen = best if options.temperature == 0.0 else self._drawn(logits)
+        self._counts[chosen] += 1
+        self._seen[chosen] = True
+        return chosen
+
+    def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        options = self._options
+        logits = logits.copy()
+        seen = np.flatnonzero(self._seen)
+        values, penalty = logits[seen], np.float32(options.repetition_penalty)
+        logits[seen] = np.where(values < 0, values * penalty, values / penalty)
+        logits -= np.float32(options.frequency_penalty) * self._counts
+        logits[self._counts > 0] -= np.float32(options.presence_penalty)
+        return logits
+
+    def _drawn(self, logits: NDArray[np.float32]) -> int:
+        kept, values = filtered_logits(logits, self._options)
+        weights = np.exp(values.astype(np.float64) - values.max())
+        cumulative = np.cumsum(weights)
+        drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+        return int(kept[min(int(drawn), len(kept) - 1)])
+
+
+def filtered_logits(
+    logits: NDArray[np.float32], options: SamplingOptions
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Temperature, then top-k, top-p and min-p, in transformers' order.
+
+    Args:
+        logits: float32 [vocab_size], finite.
+        options: temperature must not be 0.
+
+    Returns:
+        The kept token ids int64 [kept] and their divided logits float32 [kept].
+
+    Source: transformers/generation/logits_process.py; Holtzman et al. 2020, "The Curious Case of
+    Neural Text Degeneration" (top-p); Nguyen et al. 2024, "Min-p Sampling" (min-p).
+    """
+    values = logits / np.float32(options.temperature)
+    kept = np.arange(len(values))
+    if 0 < options.top_k < len(values):
+        threshold = np.partition(values, -options.top_k)[-options.top_k]
+        kept = np.flatnonzero(values >= threshold)  # ties with the k-th stay, as in transformers
+        values = values[kept]
+    if options.top_p < 1.0:
+        order = np.argsort(values, kind="stable")
+        cumulative = np.cumsum(_softmax(values[order]))
+        removed = cumulative <= 1.0 - options.top_p
+        removed[-1] = False
+        stays = np.sort(order[~removed])
+        kept, values = kept[stays], values[stays]
+    if options.min_p > 0.0:
+        probabilities = _softmax(values)
+        stays = np.flatnonzero(probabilities >= options.min_p * probabilities.max())
+        kept, values = kept[stays], values[stays]
+    return kept, values
+
+
+def _softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = np.exp(values.astype(np.float64) - values.max())
+    return weights / weights.sum()

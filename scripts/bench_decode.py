@@ -1,0 +1,232 @@
+"""Measures decoding and time to first token on the CPU, against the memory and against PyTorch.
+
+Both sides of every ratio are measured in one run, in turn. The model is a synthetic LLaVA: Llama
+of 12 layers x 768 and a CLIP-like tower of 576 image tokens, random float32 weights.
+
+    python scripts/bench_decode.py --folder build/bench-decode
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from synthetic import LLAMA_12X768, write_checkpoint
+
+from vlmport.api.export import ExportOptions, export
+from vlmport.api.progress import SilentProgress
+from vlmport.export.family import load_reference
+from vlmport.runtime import VisionLanguageModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+_QUESTION = "What is in the picture?"
+_MESSAGES = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}
+]
+_NEW_TOKENS = 64
+
+
+def main() -> None:
+    """Runs the benchmark and prints one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("build/bench-decode"))
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    checkpoint, bundle = options.folder / "checkpoint", options.folder / "bundle"
+    if not checkpoint.exists():
+        write_checkpoint(checkpoint, LLAMA_12X768, "float32")
+    export(ExportOptions(checkpoint, bundle, overwrite=True), SilentProgress())
+    model = _endless(VisionLanguageModel.load(bundle, verify=False))
+    report = {
+        "environment": _environment(),
+        "decode_and_bandwidth": _bandwidth_section(model, options.rounds),
+        "max_length": _max_length_section(model, options.rounds),
+        "against_transformers": _transformers_section(model, checkpoint, options.rounds),
+    }
+    print(json.dumps(report, indent=2))
+
+
+@dataclass
+class _TimedSession:
+    """An ONNX Runtime session that adds up the time of its bound runs."""
+
+    session: Any
+    seconds: float = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        started = time.perf_counter()
+        self.session.run_with_iobinding(binding)
+        self.seconds += time.perf_counter() - started
+
+
+def _bandwidth_section(model: VisionLanguageModel, rounds: int) -> dict[str, float]:
+    """Weight bytes read per token x tokens/s, against reads of a large array, in turn."""
+    weights = model.manifest.graph("decoder").parameter_bytes
+    big = torch.ones(256 * 1024 * 1024)  # 1 GiB: far larger than any cache
+    matrix, vector = big.view(-1, 4096), torch.ones(4096)
+    reads: dict[str, Callable[[], object]] = {
+        "sum": big.sum,
+        "matrix_vector": lambda: matrix @ vector,
+    }
+    sessions = {
+        name: _TimedSession(model._backend._sessions[name]) for name in ("embed_tokens", "decoder")
+    }
+    model._backend._sessions.update(sessions)
+    bandwidths, steps, overheads = [], [], []
+    for _ in range(rounds):
+        best = min(_seconds(read) for read in reads.values() for _ in range(2))
+        bandwidths.append(big.nbytes / best)
+        for session in sessions.values():
+            session.seconds = 0.0
+        step, total = _decode(model, context=64, tokens=_NEW_TOKENS, max_length=256)
+        inside = sum(session.seconds for session in sessions.values())
+        steps.append(step)
+        overheads.append(total / inside - 1)
+    model._backend._sessions.update({name: s.session for name, s in sessions.items()})
+    step, bandwidth = statistics.median(steps), max(bandwidths)
+    return {
+        "read_bandwidth_gb_s": round(bandwidth / 1e9, 2),
+        "weight_bytes_per_token": weights,
+        "step_ms": round(step * 1e3, 2),
+        "tokens_per_second": round(1 / step, 1),
+        "decode_gb_s": round(weights / step / 1e9, 2),
+        "fraction_of_bandwidth": round(weights / step / bandwidth, 3),
+        "fraction_of_bandwidth_allowed": 0.9,
+        "loop_overhead": round(statistics.median(overheads), 4),
+        "loop_overhead_allowed": 0.05,
+    }
+
+
+def _max_length_section(model: VisionLanguageModel, rounds: int) -> dict[str, float]:
+    """A step at context 64 with room for 256 and for 16384 tokens, in turn."""
+    small, large = [], []
+    for _ in range(rounds):
+        small.append(_decode(model, context=64, tokens=32, max_length=256)[0])
+        large.append(_decode(model, context=64, tokens=32, max_length=16384)[0])
+    ratio = statistics.median(b / a for a, b in zip(small, large, strict=True))
+    return {
+        "step_ms_256": round(statistics.median(small) * 1e3, 2),
+        "step_ms_16384": round(statistics.median(large) * 1e3, 2),
+        "ratio": round(ratio, 3),
+        "ratio_allowed": 1.1,
+    }
+
+
+def _transformers_section(
+    model: VisionLanguageModel, checkpoint: Path, rounds: int
+) -> dict[str, object]:
+    """Time to first token and decoding of one question about a picture, in turn."""
+    reference: Any = load_reference(checkpoint)
+    reference = replace(
+        reference, special_tokens=replace(reference.special_tokens, eos_token_ids=())
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    image = Image.fromarray(pixels)
+
+    def ours(tokens: int) -> tuple[int, ...]:
+        result = model.generate(images=[image], prompt=_QUESTION, max_new_tokens=tokens)
+        return result.token_ids
+
+    def theirs(tokens: int) -> tuple[int, ...]:
+        answer = reference.greedy(_MESSAGES, [image], tokens)
+        return tuple(int(token) for token in answer.token_ids)
+
+    same = ours(_NEW_TOKENS) == theirs(_NEW_TOKENS)
+    first: dict[str, list[float]] = {"ours": [], "transformers": []}
+    step: dict[str, list[float]] = {"ours": [], "transformers": []}
+    for _ in range(rounds):
+        for name, run in (("ours", ours), ("transformers", theirs)):
+            short = _seconds(lambda run=run: run(1))
+            long = _seconds(lambda run=run: run(1 + _NEW_TOKENS))
+            first[name].append(short)
+            step[name].append((long - short) / _NEW_TOKENS)
+    return {
+        "same_tokens": same,
+        "ttft_ms": {name: round(statistics.median(v) * 1e3, 1) for name, v in first.items()},
+        "step_ms": {name: round(statistics.median(v) * 1e3, 2) for name, v in step.items()},
+        "ttft_ratio": round(_ratio(first), 2),
+        "ttft_ratio_wanted": 1.0,
+        "decode_ratio": round(_ratio(step), 2),
+        "decode_ratio_wanted": 1.2,
+    }
+
+
+def _ratio(times: dict[str, list[float]]) -> float:
+    pairs = zip(times["ours"], times["transformers"], strict=True)
+    return statistics.median(theirs / ours for ours, theirs in pairs)
+
+
+def _decode(
+    model: VisionLanguageModel, context: int, tokens: int, max_length: int
+) -> tuple[float, float]:
+    """(median seconds of a step, seconds of all steps) after a prompt of random embeddings."""
+    hidden = model.manifest.dimensions.hidden_size
+    generator = np.random.default_rng(0)
+    embeds = generator.normal(size=(1, context, hidden)).astype(np.float32)
+    decoding = model._backend.start(1, max_length)
+    logits = decoding.prefill(embeds, np.array([context]))
+    active = np.array([True])
+    seconds = []
+    for _ in range(tokens):
+        started = time.perf_counter()
+        logits = _next(decoding, logits, active)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), sum(seconds)
+
+
+def _next(
+    decoding: Any, logits: NDArray[np.float32], active: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    step: NDArray[np.float32] = decoding.step(logits.argmax(axis=1), active)
+    return step
+
+
+def _endless(model: VisionLanguageModel) -> VisionLanguageModel:
+    """The same model without an end-of-sequence token: every answer has the asked length."""
+    tokens = replace(model.manifest.special_tokens, eos_token_ids=())
+    model.manifest = replace(model.manifest, special_tokens=tokens)
+    return model
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _environment() -> dict[str, object]:
+    import onnxruntime
+    import transformers
+
+    return {
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()

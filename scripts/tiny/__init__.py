@@ -1,0 +1,1 @@
+"""Drawings, questions, tokenizer and training loop for the tiny models under examples/."""

@@ -1,0 +1,219 @@
+"""Turns a checkpoint into a bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import vlmport
+from vlmport.contract import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    GraphSpec,
+    Manifest,
+    ModelDimensions,
+    SourceCheckpoint,
+    TensorSpec,
+)
+from vlmport.errors import ExportError
+from vlmport.export.family import plan_checkpoint
+from vlmport.export.stream import save_graph, weight_bytes
+from vlmport.export.tracing import trace
+from vlmport.export.wrappers.decoder import in_place_attention
+from vlmport.graphs.pipeline import optimize
+from vlmport.manifest import file_entry, save_manifest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from vlmport.api.progress import Progress
+    from vlmport.export.family import ExportPlan
+    from vlmport.export.tracing import TracedModule
+
+__all__ = ["ExportOptions", "ExportReport", "export"]
+
+# Lengths of the dynamic axes during a trace: all different and above one, so that the tracer
+# assumes neither equality nor broadcasting.
+_SAMPLE_LENGTHS = {"batch": 2, "sequence_length": 3, "capacity": 7, "num_images": 2}
+_LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
+_TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What to export, and where to.
+
+    Attributes:
+        checkpoint: folder of the checkpoint.
+        bundle: folder to write.
+        max_length: most tokens of a sequence; None for what the model supports.
+        overwrite: whether an existing bundle is replaced.
+    """
+
+    checkpoint: Path
+    bundle: Path
+    max_length: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        bundle: the folder.
+        manifest: its manifest.
+        seconds: how long it took.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    seconds: float
+
+
+def export(options: ExportOptions, progress: Progress) -> ExportReport:
+    """Exports a checkpoint of any known family.
+
+    Everything is written to a temporary folder beside the bundle, which takes the bundle's name
+    at the very end; whatever fails leaves nothing behind.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be used.
+        ExportError: if the bundle's place is taken or not writable, or an option does not fit.
+    """
+    started = time.monotonic()
+    _check_target(options)
+    progress.start("reading the checkpoint")
+    family, plan = plan_checkpoint(options.checkpoint)
+    plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
+    models = [_traced(graph, progress) for graph in plan.graphs]
+    progress.finish()
+    workspace = _workspace(options.bundle)
+    try:
+        manifest = _write(workspace, options.checkpoint, family.name, plan, models, progress)
+        if options.bundle.exists():
+            shutil.rmtree(options.bundle)
+        workspace.rename(options.bundle)
+    except OSError as error:
+        msg = f"{options.bundle}: cannot be written ({error.strerror}); free space or choose another place"
+        raise ExportError(msg) from error
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    return ExportReport(options.bundle, manifest, time.monotonic() - started)
+
+
+def _check_target(options: ExportOptions) -> None:
+    bundle = options.bundle
+    if not bundle.exists():
+        return
+    if not options.overwrite:
+        msg = f"{bundle}: exists already; pass --overwrite to replace it, or choose another place"
+        raise ExportError(msg)
+    is_bundle = (bundle / MANIFEST_NAME).is_file()
+    if not bundle.is_dir() or (any(bundle.iterdir()) and not is_bundle):
+        msg = f"{bundle}: is not a bundle, so --overwrite does not replace it; choose another place"
+        raise ExportError(msg)
+
+
+def _dimensions(plan: ExportPlan, max_length: int | None) -> ModelDimensions:
+    limit = plan.dimensions.max_length
+    if max_length is None:
+        return plan.dimensions
+    if not 0 < max_length <= limit:
+        msg = (
+            f"max_length: found {max_length}; the model supports 1 to {limit} tokens; "
+            "choose a length in that range"
+        )
+        raise ExportError(msg)
+    return replace(plan.dimensions, max_length=max_length)
+
+
+def _traced(graph: TracedModule, progress: Progress) -> ir.Model:
+    progress.start(f"tracing {graph.name}")
+    with in_place_attention():
+        return optimize(trace(graph, _SAMPLE_LENGTHS))
+
+
+def _workspace(bundle: Path) -> Path:
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
+    except OSError as error:
+        msg = f"{bundle}: cannot be written ({error.strerror}); choose another place"
+        raise ExportError(msg) from error
+
+
+def _write(
+    folder: Path,
+    checkpoint: Path,
+    family: str,
+    plan: ExportPlan,
+    models: list[ir.Model],
+    progress: Progress,
+) -> Manifest:
+    progress.start("writing weights", sum(weight_bytes(model) for model in models))
+    specs = []
+    for graph, model in zip(plan.graphs, models, strict=True):
+        size = weight_bytes(model)
+        save_graph(model, folder / f"{graph.name}.onnx", plan.store, progress.advance)
+        specs.append(_graph_spec(graph, model, size))
+    progress.finish()
+    plan.tokenizer.save(str(folder / "tokenizer.json"))
+    for name in _LICENCES:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
+    progress.start("hashing")
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        family=family,
+        variant=plan.variant,
+        precision="float32",
+        dimensions=plan.dimensions,
+        graphs=tuple(specs),
+        kv_layout=plan.kv_layout,
+        image=plan.image,
+        prompt=plan.prompt,
+        special_tokens=plan.special_tokens,
+        generation=plan.generation,
+        source=SourceCheckpoint(
+            checkpoint.resolve().name,
+            plan.layout,
+            tuple(file_entry(checkpoint, path) for path in plan.source_files),
+        ),
+        tools=_tool_versions(),
+        files=tuple(file_entry(folder, path) for path in sorted(folder.iterdir())),
+    )
+    save_manifest(folder, manifest)
+    folder.chmod(0o755)  # mkdtemp makes it private
+    progress.finish()
+    return manifest
+
+
+def _graph_spec(graph: TracedModule, model: ir.Model, parameter_bytes: int) -> GraphSpec:
+    return GraphSpec(
+        name=graph.name,
+        file=f"{graph.name}.onnx",
+        inputs=tuple(_tensor_spec(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
+        opset=model.opset_imports[""],
+        operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),
+        parameter_bytes=parameter_bytes,
+    )
+
+
+def _tensor_spec(value: ir.Value) -> TensorSpec:
+    assert value.dtype is not None and value.shape is not None and value.name is not None
+    shape = tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape)
+    return TensorSpec(value.name, value.dtype.numpy().name, shape)
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _TOOLS}
+    return {"vlmport": vlmport.__version__, "python": platform.python_version(), **versions}

@@ -1,0 +1,192 @@
+"""Does a bundle answer as the PyTorch model of its checkpoint does?
+
+`parity` opens both and asks them the same cases; `compare` is its core, which knows neither
+PyTorch nor ONNX Runtime and can be given anything that behaves like them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import vlmport
+from vlmport.api.builtin_cases import make_cases
+from vlmport.api.parity_compare import compare
+from vlmport.api.parity_measure import ERROR_BIN_EDGES
+from vlmport.api.parity_report import REPORT_SCHEMA_VERSION, ParityReport, worst_verdict
+from vlmport.api.tolerances import TOLERANCES, near_tie_margin
+from vlmport.errors import InputError, ParityError
+from vlmport.manifest import file_entry, load_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlmport.api.builtin_cases import Case
+    from vlmport.api.parity_compare import ComparedModel
+    from vlmport.api.parity_report import CaseReport
+    from vlmport.api.progress import Progress
+    from vlmport.contract import FileEntry, Manifest
+
+__all__ = ["ParityOptions", "check_source", "compare", "make_report", "parity", "select_cases"]
+
+_TOOLS = ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class ParityOptions:
+    """What to compare, and on what.
+
+    Attributes:
+        checkpoint: folder of the PyTorch model.
+        bundle: folder that was exported from it.
+        images: pictures, all of one chat; none for built-in ones.
+        prompt: one user turn; None for built-in ones.
+        max_new_tokens: tokens to compare in each answer, unless it ends before.
+    """
+
+    checkpoint: Path
+    bundle: Path
+    images: tuple[Path, ...] = ()
+    prompt: str | None = None
+    max_new_tokens: int = 64
+
+
+def parity(options: ParityOptions, progress: Progress) -> ParityReport:
+    """Compares a bundle with the PyTorch model of its checkpoint.
+
+    Raises:
+        ParityError: if the bundle was made from another checkpoint, or has room for no case.
+        InputError: if an image or an option cannot be used.
+        BundleError: if the bundle cannot be opened.
+        CheckpointError: if the checkpoint cannot be opened.
+    """
+    # PyTorch and ONNX Runtime take seconds to import and are not needed to read or show reports.
+    from vlmport.api.parity_bundle import open_bundle
+    from vlmport.export.family import load_reference
+
+    started = time.perf_counter()
+    if options.max_new_tokens < 1:
+        msg = f"max_new_tokens: found {options.max_new_tokens}; expected 1 or more"
+        raise InputError(msg)
+    manifest = load_manifest(options.bundle)
+    check_source(options.checkpoint, options.bundle, manifest, progress)
+    progress.start("opening the bundle")
+    model = open_bundle(options.bundle)
+    if options.images:
+        model.preprocess(options.images)  # an unusable picture is told before PyTorch loads
+    wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
+    cases, skipped = select_cases(wanted, model)
+    progress.start("loading the PyTorch model")
+    reference = load_reference(options.checkpoint)
+    progress.finish()
+    reports = compare(
+        reference, model, cases, options.max_new_tokens, progress, precision=manifest.precision
+    )
+    report = make_report(options, manifest, reports, backend=model.backend, skipped=skipped)
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def check_source(checkpoint: Path, bundle: Path, manifest: Manifest, progress: Progress) -> None:
+    """Checks that a bundle was made from this very checkpoint, by the digests of its files.
+
+    Raises:
+        ParityError: if a file is missing or differs; all of them listed at once.
+    """
+    entries = manifest.source.files
+    faults = []
+    progress.start("hashing the checkpoint", sum(entry.size for entry in entries))
+    for entry in entries:
+        fault = _source_fault(checkpoint, entry)
+        faults += [fault] if fault else []
+        progress.advance(entry.size)
+    progress.finish()
+    if faults:
+        msg = (
+            f"{bundle}: was not made from {checkpoint}: {'; '.join(faults)}; its manifest names "
+            f"the checkpoint {manifest.source.name!r}; compare it with that one, or export "
+            f"{checkpoint} again"
+        )
+        raise ParityError(msg)
+
+
+def select_cases(
+    cases: Sequence[Case], model: ComparedModel
+) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """Splits cases into those that the bundle has room for, and reasons against the others.
+
+    Raises:
+        ParityError: if there is room for none.
+    """
+    kept, skipped = [], []
+    for case in cases:
+        length = model.encode(case.messages).length
+        if length < model.max_length:
+            kept.append(case)
+        else:
+            skipped.append(
+                f"case {case.name!r}: {length} prompt tokens; max_length {model.max_length}"
+            )
+    if not kept:
+        msg = (
+            f"parity: no case leaves room for an answer: {'; '.join(skipped)}; give a shorter "
+            "--prompt or fewer --image, or export with a larger --max-length"
+        )
+        raise ParityError(msg)
+    return tuple(kept), tuple(skipped)
+
+
+def make_report(
+    options: ParityOptions,
+    manifest: Manifest,
+    cases: Sequence[CaseReport],
+    *,
+    backend: str,
+    skipped: Sequence[str] = (),
+) -> ParityReport:
+    """Puts case reports together with what they were made with; `seconds` is left at zero."""
+    precision = manifest.precision
+    return ParityReport(
+        schema_version=REPORT_SCHEMA_VERSION,
+        verdict=worst_verdict(case.verdict for case in cases),
+        checkpoint=str(options.checkpoint),
+        bundle=str(options.bundle),
+        family=manifest.family,
+        variant=manifest.variant,
+        precision=precision,
+        backend=backend,
+        versions=_versions(),
+        max_new_tokens=options.max_new_tokens,
+        tolerances=tuple(row for row in TOLERANCES if row.precision == precision),
+        near_tie_margin=near_tie_margin(precision),
+        error_bin_edges=ERROR_BIN_EDGES,
+        cases=tuple(cases),
+        skipped=tuple(skipped),
+        seconds=0.0,
+    )
+
+
+def _source_fault(checkpoint: Path, entry: FileEntry) -> str | None:
+    path = checkpoint / entry.path
+    if not path.is_file():
+        return f"{entry.path} is missing"
+    size = path.stat().st_size
+    if size != entry.size:
+        return f"{entry.path} has {size} bytes, the bundle's source had {entry.size}"
+    digest = file_entry(checkpoint, path).sha256
+    if digest != entry.sha256:
+        return f"{entry.path} has sha256 {digest[:12]}..., the source had {entry.sha256[:12]}..."
+    return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"vlmport": vlmport.__version__, "python": platform.python_version()}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # onnxruntime comes under one of two names
+    return versions

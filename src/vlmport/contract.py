@@ -1,0 +1,291 @@
+"""The vocabulary that the stages share: what a bundle's manifest says.
+
+Every value is frozen. Nothing here imports torch, onnx or onnxruntime, so that a deployed runtime
+can read a manifest with the standard library, numpy and pydantic alone. `vlmport.manifest` reads
+and writes these values as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ConfigDict
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "FileEntry",
+    "GenerationDefaults",
+    "GraphSpec",
+    "ImagePreprocessing",
+    "KVLayout",
+    "Manifest",
+    "ModelDimensions",
+    "PromptFormat",
+    "Resize",
+    "SourceCheckpoint",
+    "SpecialTokens",
+    "TensorSpec",
+]
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+# An unknown key in a manifest is a fault: a newer writer meant something that we would ignore.
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a bundle.
+
+    Attributes:
+        path: POSIX path relative to the bundle; never absolute, never upwards.
+        size: bytes.
+        sha256: lower-case hexadecimal digest of the content.
+    """
+
+    __pydantic_config__ = _STRICT
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes:
+        name: name in the graph.
+        dtype: numpy's name of the element type ("float32", "int64").
+        shape: one entry an axis: a fixed length, or the name of a dynamic axis.
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One ONNX graph of a bundle.
+
+    Attributes:
+        name: what the runtime asks for ("vision_encoder", "projector", "embed_tokens", "decoder").
+        file: path of the .onnx file, listed in the manifest's files.
+        inputs: in the graph's order.
+        outputs: in the graph's order.
+        opset: version of the default operator set.
+        operators: operator type -> number of nodes.
+        parameter_bytes: bytes of the weights that the graph reads.
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    operators: dict[str, int]
+    parameter_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The cache of keys and values: per layer two tensors [batch, num_kv_heads, capacity, head_dim].
+
+    Attributes:
+        num_layers: decoder layers.
+        num_kv_heads: heads of keys and values.
+        head_dim: length of one head.
+        dtype: numpy's name of the element type.
+    """
+
+    __pydantic_config__ = _STRICT
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+
+    def bytes_per_token(self, itemsize: int) -> int:
+        """Cache bytes that one token of one row takes, keys and values of all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDimensions:
+    """Sizes that the runtime checks requests against.
+
+    Attributes:
+        hidden_size: length of an embedding.
+        vocab_size: rows of the logits.
+        max_length: most tokens (text and image) that one sequence may hold.
+        num_image_tokens: tokens that one image becomes.
+    """
+
+    __pydantic_config__ = _STRICT
+    hidden_size: int
+    vocab_size: int
+    max_length: int
+    num_image_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """How an image is brought to size.
+
+    Attributes:
+        mode: "exact" resizes to height x width; "shortest_edge" keeps the aspect ratio and brings
+            the shorter edge to `height` (equal to `width`).
+        height: pixels.
+        width: pixels.
+        resample: Pillow's filter.
+    """
+
+    __pydantic_config__ = _STRICT
+    mode: Literal["exact", "shortest_edge"]
+    height: int
+    width: int
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePreprocessing:
+    """How a picture becomes pixel_values float32 [3, height, width].
+
+    The steps run in this order: RGB, pad to a square, resize, centre crop, rescale, normalize.
+
+    Attributes:
+        kind: "fixed_size": every picture becomes a tensor of one shape.
+        pad_to_square: colour (red, green, blue; 0-255) of the border that makes the picture square,
+            or None to leave its shape.
+        resize: None leaves the size.
+        center_crop: (height, width) in pixels, or None.
+        rescale_factor: factor on the 0-255 values, or None.
+        mean: per channel, subtracted after rescaling; None (with std) for no normalization.
+        std: per channel, divided by.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["fixed_size"]
+    pad_to_square: tuple[int, int, int] | None
+    resize: Resize | None
+    center_crop: tuple[int, int] | None
+    rescale_factor: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How a chat becomes token ids.
+
+    Attributes:
+        chat_template: Jinja source; gets `messages` (role, content parts of type text or image),
+            `add_generation_prompt`, `bos_token`, `eos_token`.
+        image_placeholder: the text that stands for one image in the rendered prompt.
+        tokenization: "whole" tokenizes the rendered prompt once, the placeholder being one token
+            of the vocabulary; "chunks" tokenizes the text around each placeholder for itself and
+            keeps the beginning-of-sequence token of the first chunk alone.
+        add_special_tokens: whether the tokenizer's post-processor runs.
+    """
+
+    __pydantic_config__ = _STRICT
+    chat_template: str
+    image_placeholder: str
+    tokenization: Literal["whole", "chunks"]
+    add_special_tokens: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Ids and texts with a meaning of their own.
+
+    Attributes:
+        bos_token_id: None if the tokenizer has none.
+        eos_token_ids: any of them ends an answer.
+        image_token_id: id of the placeholder in the vocabulary, or None if it is not a token.
+        bos_token: text of bos_token_id, "" if there is none.
+        eos_token: text of the tokenizer's end-of-sequence token, "" if there is none.
+    """
+
+    __pydantic_config__ = _STRICT
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    image_token_id: int | None
+    bos_token: str
+    eos_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What a request that says nothing gets.
+
+    Attributes:
+        max_new_tokens: most tokens that an answer may have.
+        stop_strings: texts that end an answer and are not part of it.
+    """
+
+    __pydantic_config__ = _STRICT
+    max_new_tokens: int
+    stop_strings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCheckpoint:
+    """Where the weights came from.
+
+    Attributes:
+        name: folder name of the checkpoint, without its path.
+        layout: the layout in which it was found.
+        files: the files that were read, with their digests.
+    """
+
+    __pydantic_config__ = _STRICT
+    name: str
+    layout: str
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that the runtime needs to know of a bundle.
+
+    Attributes:
+        schema_version: version of this structure; a reader rejects a newer one.
+        family: name of the family that wrote the bundle; for people, the runtime does not use it.
+        variant: the parts that were combined, for people ("llama + siglip, mlp2x_gelu, square").
+        precision: element type of the graphs' computation.
+        dimensions: sizes.
+        graphs: the ONNX graphs.
+        kv_layout: form of the cache.
+        image: image preprocessing.
+        prompt: prompt form.
+        special_tokens: ids with a meaning.
+        generation: defaults of generation.
+        source: the checkpoint.
+        tools: tool name -> version, of the export.
+        files: every file of the bundle but the manifest.
+    """
+
+    __pydantic_config__ = _STRICT
+    schema_version: int
+    family: str
+    variant: str
+    precision: Literal["float32"]
+    dimensions: ModelDimensions
+    graphs: tuple[GraphSpec, ...]
+    kv_layout: KVLayout
+    image: ImagePreprocessing
+    prompt: PromptFormat
+    special_tokens: SpecialTokens
+    generation: GenerationDefaults
+    source: SourceCheckpoint
+    tools: dict[str, str]
+    files: tuple[FileEntry, ...]
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph of that name; the manifest reader has checked that the needed ones exist."""
+        return next(graph for graph in self.graphs if graph.name == name)

@@ -1,0 +1,58 @@
+"""The errors that vlmport raises for what a user can put right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "ExportError",
+    "GraphError",
+    "InputError",
+    "ParityError",
+    "VlmportError",
+    "close_matches",
+]
+
+
+class VlmportError(Exception):
+    """Base of all errors with a message for the user.
+
+    The message reads: subject: what was found; what was expected or is available; what to do.
+    The command line prints it without a traceback and exits with code 1.
+    """
+
+
+class CheckpointError(VlmportError):
+    """A checkpoint is missing, damaged, or of a kind that is not known."""
+
+
+class ExportError(VlmportError):
+    """A readable checkpoint cannot be turned into a bundle."""
+
+
+class GraphError(VlmportError):
+    """A graph is not of the form that a pass or a backend needs."""
+
+
+class BundleError(VlmportError):
+    """A bundle is missing, damaged, newer than this vlmport, or unsafe to open."""
+
+
+class InputError(VlmportError):
+    """An image, a prompt or an option of a request cannot be used."""
+
+
+class ParityError(VlmportError):
+    """A bundle and a checkpoint cannot be compared."""
+
+
+def close_matches(name: str, known: Iterable[str]) -> str:
+    """Words for the end of an "unknown name" message: the nearest known names, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(near)}? known: {', '.join(names)}"
+    return f"known: {', '.join(names)}"

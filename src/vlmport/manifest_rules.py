@@ -1,0 +1,225 @@
+"""What must hold in a manifest beyond its types: ranges, paths, and parts that agree.
+
+Each rule yields lines "field.path: what was found; what was expected". Pure functions of the
+manifest: no file is opened.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from types import MappingProxyType
+
+from vlmport.contract import (
+    MANIFEST_NAME,
+    FileEntry,
+    GraphSpec,
+    ImagePreprocessing,
+    Manifest,
+    TensorSpec,
+)
+
+__all__ = ["DTYPE_BYTES", "NEEDED_GRAPHS", "TOKENIZER_NAME", "manifest_faults"]
+
+NEEDED_GRAPHS = ("vision_encoder", "projector", "embed_tokens", "decoder")
+TOKENIZER_NAME = "tokenizer.json"
+
+# Element types that ONNX graphs of a bundle may have at their borders -> bytes of one element.
+DTYPE_BYTES = MappingProxyType(
+    {
+        "bool": 1,
+        "int8": 1,
+        "uint8": 1,
+        "int16": 2,
+        "uint16": 2,
+        "float16": 2,
+        "bfloat16": 2,
+        "int32": 4,
+        "uint32": 4,
+        "float32": 4,
+        "int64": 8,
+        "uint64": 8,
+        "float64": 8,
+    }
+)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def manifest_faults(manifest: Manifest) -> list[str]:
+    """All faults of a manifest whose types are right; empty if there is none."""
+    return [
+        *_number_faults(manifest),
+        *_file_faults(manifest.files),
+        *_graph_faults(manifest),
+        *_image_faults(manifest.image),
+        *_text_faults(manifest),
+    ]
+
+
+def _number_faults(manifest: Manifest) -> Iterator[str]:
+    dimensions, cache = manifest.dimensions, manifest.kv_layout
+    yield from _too_small(
+        {
+            "schema_version": manifest.schema_version,
+            "dimensions.hidden_size": dimensions.hidden_size,
+            "dimensions.vocab_size": dimensions.vocab_size,
+            "dimensions.max_length": dimensions.max_length,
+            "dimensions.num_image_tokens": dimensions.num_image_tokens,
+            "kv_layout.num_layers": cache.num_layers,
+            "kv_layout.num_kv_heads": cache.num_kv_heads,
+            "kv_layout.head_dim": cache.head_dim,
+            "generation.max_new_tokens": manifest.generation.max_new_tokens,
+        },
+        least=1,
+    )
+    tokens = manifest.special_tokens
+    ids = {f"eos_token_ids[{i}]": token for i, token in enumerate(tokens.eos_token_ids)}
+    ids |= {"bos_token_id": tokens.bos_token_id or 0, "image_token_id": tokens.image_token_id or 0}
+    yield from _too_small({f"special_tokens.{name}": token for name, token in ids.items()}, least=0)
+    yield from _dtype_faults("kv_layout.dtype", cache.dtype)
+
+
+def _file_faults(files: tuple[FileEntry, ...]) -> Iterator[str]:
+    for index, entry in enumerate(files):
+        field = f"files[{index}]"
+        fault = _path_fault(entry.path)
+        if fault is not None:
+            yield f"{field}.path: {fault}"
+        if entry.path == MANIFEST_NAME:
+            yield f"{field}.path: the manifest itself; expected every other file of the bundle"
+        if _SHA256.fullmatch(entry.sha256) is None:
+            yield f'{field}.sha256: found "{entry.sha256[:70]}"; expected 64 lower-case hex digits'
+        yield from _too_small({f"{field}.size": entry.size}, least=0)
+    yield from _repeated("files", (entry.path for entry in files))
+    if all(entry.path != TOKENIZER_NAME for entry in files):
+        yield f"files: no {TOKENIZER_NAME} among them; expected one, the runtime reads it"
+
+
+def _path_fault(path: str) -> str | None:
+    """Why `path` is not a plain relative POSIX path that stays below its folder, or None."""
+    found = f'found "{path[:200]}"'
+    if not path or "\0" in path:
+        return f"{found}; expected a relative path"
+    if path.startswith("/") or re.match(r"[A-Za-z]:", path):
+        return f"{found}, which is absolute; expected a path relative to the bundle"
+    if "\\" in path:
+        return f"{found}; expected / between folders, a backslash climbs out on other systems"
+    if ".." in PurePosixPath(path).parts:
+        return f"{found}, which climbs out of the bundle; expected a path inside it"
+    if PurePosixPath(path).as_posix() != path or path == ".":
+        return f"{found}; expected its plain form, {PurePosixPath(path).as_posix()}"
+    return None
+
+
+def _graph_faults(manifest: Manifest) -> Iterator[str]:
+    listed = {entry.path for entry in manifest.files}
+    names = [graph.name for graph in manifest.graphs]
+    missing = [name for name in NEEDED_GRAPHS if name not in names]
+    if missing:
+        found = ", ".join(names) or "none"
+        yield f"graphs: found {found}; expected also {', '.join(missing)}"
+    yield from _repeated("graphs", names)
+    for index, graph in enumerate(manifest.graphs):
+        field = f"graphs[{index}]"
+        if graph.file not in listed:
+            yield f'{field}.file: found "{graph.file[:200]}"; expected one of the listed files'
+        yield from _too_small({f"{field}.opset": graph.opset}, least=1)
+        yield from _too_small({f"{field}.parameter_bytes": graph.parameter_bytes}, least=0)
+        yield from _too_small(
+            {f"{field}.operators.{name}": count for name, count in graph.operators.items()}, least=1
+        )
+        yield from _port_faults(field, graph)
+
+
+def _port_faults(field: str, graph: GraphSpec) -> Iterator[str]:
+    for ports, specs in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+        if not specs:
+            yield f"{field}.{ports}: none; expected at least one"
+        yield from _repeated(f"{field}.{ports}", (spec.name for spec in specs))
+        for index, spec in enumerate(specs):
+            yield from _tensor_faults(f"{field}.{ports}[{index}]", spec)
+
+
+def _tensor_faults(field: str, spec: TensorSpec) -> Iterator[str]:
+    if not spec.name:
+        yield f"{field}.name: empty; expected the name that the graph has"
+    yield from _dtype_faults(f"{field}.dtype", spec.dtype)
+    for axis, length in enumerate(spec.shape):
+        if isinstance(length, int):
+            yield from _too_small({f"{field}.shape[{axis}]": length}, least=1)
+        elif not length:
+            yield f"{field}.shape[{axis}]: empty; expected a length or the name of an axis"
+
+
+def _image_faults(image: ImagePreprocessing) -> Iterator[str]:
+    for channel, value in enumerate(image.pad_to_square or ()):
+        if not 0 <= value <= 255:
+            yield f"image.pad_to_square[{channel}]: found {value}; expected 0 to 255"
+    sizes = {f"center_crop[{i}]": size for i, size in enumerate(image.center_crop or ())}
+    if image.resize is not None:
+        sizes |= {"resize.height": image.resize.height, "resize.width": image.resize.width}
+    yield from _too_small({f"image.{name}": size for name, size in sizes.items()}, least=1)
+    yield from _shape_faults(image)
+    yield from _scale_faults(image)
+
+
+def _shape_faults(image: ImagePreprocessing) -> Iterator[str]:
+    resize = image.resize
+    by_edge = resize is not None and resize.mode == "shortest_edge"
+    if resize is not None and by_edge and resize.height != resize.width:
+        yield (
+            f"image.resize: shortest_edge with height {resize.height} and width {resize.width}; "
+            "expected both to be the length of the shorter edge"
+        )
+    square = image.pad_to_square is not None
+    if image.center_crop is None and (resize is None or (by_edge and not square)):
+        yield (
+            'image: neither an "exact" resize nor a centre crop; expected one of them, since '
+            'kind "fixed_size" means that every picture becomes a tensor of one shape'
+        )
+
+
+def _scale_faults(image: ImagePreprocessing) -> Iterator[str]:
+    if (image.mean is None) != (image.std is None):
+        yield "image.mean, image.std: one is null and one is not; expected both or neither"
+    factor = () if image.rescale_factor is None else (image.rescale_factor,)
+    for name, values in (("rescale_factor", factor), ("std", image.std or ())):
+        for value in values:
+            if not (math.isfinite(value) and value > 0):
+                yield f"image.{name}: found {value}; expected a finite number above 0"
+    for value in image.mean or ():
+        if not math.isfinite(value):
+            yield f"image.mean: found {value}; expected a finite number"
+
+
+def _text_faults(manifest: Manifest) -> Iterator[str]:
+    if not manifest.prompt.image_placeholder:
+        yield "prompt.image_placeholder: empty; expected the text that stands for an image"
+    if manifest.prompt.tokenization == "whole" and manifest.special_tokens.image_token_id is None:
+        yield (
+            'special_tokens.image_token_id: null; expected an id, since prompt.tokenization "whole"'
+            " needs the placeholder to be one token"
+        )
+    if "" in manifest.generation.stop_strings:
+        yield "generation.stop_strings: an empty text; it would end every answer at once"
+
+
+def _dtype_faults(field: str, dtype: str) -> Iterator[str]:
+    if dtype not in DTYPE_BYTES:
+        yield f'{field}: found "{dtype[:60]}"; expected one of {", ".join(DTYPE_BYTES)}'
+
+
+def _too_small(values: dict[str, int], *, least: int) -> Iterator[str]:
+    for field, value in values.items():
+        if value < least:
+            yield f"{field}: found {value}; expected {least} or more"
+
+
+def _repeated(field: str, names: Iterable[str]) -> Iterator[str]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield f'{field}: "{name[:200]}" appears {count} times; expected once'

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vlmport.contract import (
+    FileEntry,
+    GenerationDefaults,
+    GraphSpec,
+    ImagePreprocessing,
+    KVLayout,
+    Manifest,
+    ModelDimensions,
+    PromptFormat,
+    Resize,
+    SourceCheckpoint,
+    SpecialTokens,
+    TensorSpec,
+)
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TRAINED_CHECKPOINT = REPOSITORY / "examples" / "tinyllava"
+GRAPH_NAMES = ("vision_encoder", "projector", "embed_tokens", "decoder")
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the trained checkpoint, exported once a session; tests must not change it."""
+    from vlmport.api.export import ExportOptions, export
+    from vlmport.api.progress import SilentProgress
+
+    bundle = tmp_path_factory.mktemp("trained") / "bundle"
+    export(ExportOptions(TRAINED_CHECKPOINT, bundle), SilentProgress())
+    return bundle
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
+    """Runs the command line in this process: arguments -> (exit code, stdout, stderr)."""
+    from vlmport.cli.main import main
+
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vlmport", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def sample_manifest() -> Manifest:
+    """A manifest that is right in itself; no file that it lists exists."""
+    return Manifest(
+        schema_version=1,
+        family="imagined",
+        variant="llama + siglip, mlp2x_gelu, square",
+        precision="float32",
+        dimensions=ModelDimensions(
+            hidden_size=64, vocab_size=512, max_length=1024, num_image_tokens=16
+        ),
+        graphs=tuple(sample_graph(name) for name in GRAPH_NAMES),
+        kv_layout=KVLayout(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32"),
+        image=ImagePreprocessing(
+            kind="fixed_size",
+            pad_to_square=None,
+            resize=Resize(mode="exact", height=32, width=32, resample="bicubic"),
+            center_crop=None,
+            rescale_factor=1 / 255,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
+        prompt=PromptFormat(
+            chat_template="{{ messages }}",
+            image_placeholder="<image>",
+            tokenization="chunks",
+            add_special_tokens=True,
+        ),
+        special_tokens=SpecialTokens(
+            bos_token_id=1,
+            eos_token_ids=(2,),
+            image_token_id=None,
+            bos_token="<s>",
+            eos_token="</s>",
+        ),
+        generation=GenerationDefaults(max_new_tokens=64, stop_strings=("</s>",)),
+        source=SourceCheckpoint(
+            name="tiny", layout="merged", files=(sample_file("model.safetensors"),)
+        ),
+        tools={"onnx": "1.23.2", "torch": "2.13.0", "vlmport": "0.1.0"},
+        files=(
+            *sorted(
+                (sample_file(f"graphs/{name}.onnx") for name in GRAPH_NAMES),
+                key=lambda entry: entry.path,
+            ),
+            sample_file("tokenizer.json"),
+        ),
+    )
+
+
+def sample_graph(name: str) -> GraphSpec:
+    return GraphSpec(
+        name=name,
+        file=f"graphs/{name}.onnx",
+        inputs=(TensorSpec(name="pixels", dtype="float32", shape=("batch", 3, 32, 32)),),
+        outputs=(TensorSpec(name="features", dtype="float32", shape=("batch", 16, 64)),),
+        opset=24,
+        operators={"Add": 3, "MatMul": 12},
+        parameter_bytes=4096,
+    )
+
+
+def sample_file(path: str) -> FileEntry:
+    return FileEntry(path=path, size=100, sha256="0" * 64)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from graph_cases import build, operators, run
+
+from vlmport.graphs.passes.fuse_rms_norm import FuseRmsNormPass
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GRAPH = """
+g (float[B, 3, 8] x, float[{scale}] scale) => (float[B, 3, 8] y)
+<float two = {{2.0}}, float epsilon = {{0.00001}}, int64[1] axes = {{-1}}>
+{{
+    square = Pow(x, two)
+    mean = ReduceMean<keepdims = 1>(square, axes)
+    biased = Add(mean, epsilon)
+    root = Sqrt(biased)
+    inverse = Reciprocal(root)
+    normal = Mul(x, inverse)
+    y = Mul({order})
+}}
+"""
+
+
+@pytest.mark.parametrize("order", ["scale, normal", "normal, scale"])
+def test_fuses_once_and_keeps_the_output_when_the_pattern_is_whole(
+    order: str, tmp_path: Path
+) -> None:
+    model = build(GRAPH.format(scale=8, order=order))
+    inputs = {
+        "x": np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32),
+        "scale": np.linspace(0.5, 2, 8, dtype=np.float32),
+    }
+    before = run(model, inputs, tmp_path)
+    assert FuseRmsNormPass()(model).modified
+    assert operators(model) == {"RMSNormalization": 1}
+    np.testing.assert_allclose(run(model, inputs, tmp_path)[0], before[0], atol=1e-6)
+    assert not FuseRmsNormPass()(model).modified
+
+
+def test_refuses_with_a_reason_when_the_scale_is_not_of_the_last_axis() -> None:
+    model = build(GRAPH.format(scale="3, 8", order="scale, normal"))
+    refusals = FuseRmsNormPass().explain(model)
+    assert [r.reason for r in refusals] == ["scale is not of the length of the last axis alone"]
+    assert not FuseRmsNormPass()(model).modified
+
+
+def test_does_not_fire_when_an_inner_value_is_an_output() -> None:
+    text = GRAPH.format(scale=8, order="scale, normal")
+    model = build(text.replace("(float[B, 3, 8] y)", "(float[B, 3, 8] y, float[B, 3, 1] root)"))
+    assert not FuseRmsNormPass()(model).modified
