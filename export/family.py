@@ -103,7 +103,9 @@ def plan_checkpoint(path: Path) -> tuple[Family, ExportPlan]:
     families = discover_families()
     family = families.get(checkpoint.model_type)
     if family is None:
-        found = f"model_type {checkpoint.model_type!r}" if checkpoint.model_type else "no model_type"
+        found = (
+            f"model_type {checkpoint.model_type!r}" if checkpoint.model_type else "no model_type"
+        )
         hint = close_matches(checkpoint.model_type, families)
         msg = f"{path}/config.json: {found}; {hint}"
         raise CheckpointError(msg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,7 +51,9 @@ class WholeModelReference:
             torch.from_numpy(pixel_values), output_hidden_states=True
         )
         hidden = output.hidden_states[config.vision_feature_layer]
-        return _numpy(hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden)
+        return _numpy(
+            hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
+        )
 
     @torch.no_grad()
     def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,4 +100,5 @@ class WholeModelReference:
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    return cast("NDArray[Any]", tensor.detach().cpu().numpy())
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array

@@ -38,9 +38,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         # A folder with tokenizer.json needs no class of its own; without one, transformers
         # converts vocab.json/merges.txt or tokenizer.model by the class the files name.
-        loader = (
-            PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-        )
+        loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
         tokenizer = loader.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, TypeError, ...
         msg = (
@@ -125,9 +123,7 @@ def load_image_processor(folder: Path, model_type: str, image_size: int) -> Any:
     return SiglipImageProcessorPil(size=square)
 
 
-def image_preprocessing(
-    processor: Any, *, pad_to_square: bool, side: int
-) -> ImagePreprocessing:
+def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> ImagePreprocessing:
     """Writes an image processor's settings down for the runtime.
 
     Args:

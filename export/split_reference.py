@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vlmport.export.tensor_store import TensorStore
 
 __all__ = ["SplitReference", "generated", "load_module"]
+
+ModuleT = TypeVar("ModuleT", bound="nn.Module")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ def generated(
     return ReferenceAnswer(prompt_ids, token_ids, logits.astype(np.float32), text)
 
 
-def load_module(module: nn.Module, prefix: str, store: TensorStore) -> nn.Module:
+def load_module(module: ModuleT, prefix: str, store: TensorStore) -> ModuleT:
     """Gives a module its weights from a store, in float32.
 
     Args:
@@ -166,11 +168,10 @@ def load_module(module: nn.Module, prefix: str, store: TensorStore) -> nn.Module
         store: tensors of the checkpoint; parameters it leaves out keep their initial values.
     """
     names = [name for name in module.state_dict() if prefix + name in store.entries]
-    state = {
-        name: torch.from_numpy(store.read(prefix + name).astype(np.float32)) for name in names
-    }
+    state = {name: torch.from_numpy(store.read(prefix + name).astype(np.float32)) for name in names}
     module.load_state_dict(state, strict=False)
-    return module.eval()
+    module.eval()
+    return module
 
 
 def _squared(image: Image.Image, colour: tuple[int, int, int] | None) -> Image.Image:

@@ -142,7 +142,7 @@ def _write_columns(descriptor: int, item: _Placed, block: NDArray[Any], column: 
 
 
 def _write_all(descriptor: int, array: NDArray[Any], offset: int) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    view: memoryview = array.reshape(-1).view(np.uint8).data
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count

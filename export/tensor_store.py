@@ -101,7 +101,7 @@ class SafetensorsFile:
         array = np.empty(shape, tensor.dtype)
         with self.path.open("rb", buffering=0) as file:
             file.seek(tensor.offset + start * row_bytes)
-            view = memoryview(array.reshape(-1).view(np.uint8))
+            view: memoryview = array.reshape(-1).view(np.uint8).data
             while view:
                 count = file.readinto(view)
                 if not count:
@@ -186,9 +186,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                msg = f"{path}: a header of {length} bytes in a file of {size} bytes"
-                raise ValueError(msg)
+            _check_header_length(length, size)
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         tensors = {name: _describe(name, entry, 8 + length) for name, entry in header.items()}
@@ -206,6 +204,12 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         )
         raise CheckpointError(msg)
     return tensors
+
+
+def _check_header_length(length: int, size: int) -> None:
+    if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+        msg = f"a header of {length} bytes in a file of {size} bytes"
+        raise ValueError(msg)
 
 
 def _describe(name: str, entry: dict[str, Any], data_start: int) -> StoredTensor:

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript.rewriter import pattern
-from onnxscript.rewriter._basics import MatchingTracer, MatchStatus
+from onnxscript.rewriter import MatchingTracer, MatchResult, MatchStatus, pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["FusionPass", "Refusal", "as_int", "as_ints"]
+__all__ = ["Fusion", "FusionPass", "MatchResult", "Refusal", "as_int", "as_ints", "make_rule"]
+
+
+class Fusion(Protocol):
+    """One rewrite rule; the parameters of `pattern` and `check` are named values of the pattern."""
+
+    @property
+    def pattern(self) -> Callable[..., Any]:
+        """Builds the pattern with operators of `op`."""
+        ...
+
+    @property
+    def check(self) -> Callable[..., MatchResult]:
+        """Says whether a match may be rewritten, and why not."""
+        ...
+
+    @property
+    def rewrite(self) -> Callable[..., ir.Value]:
+        """Builds the replacement with operators of `op`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,20 @@ class FusionPass(ir.passes.InPlacePass):
             for match in matches
             if match.status == MatchStatus.CONDITION_FAILED
         )
+
+
+def make_rule(name: str, fusion: Fusion, *, keeps_nodes: bool = False) -> pattern.RewriteRule:
+    """A rule of onnxscript's rewriter.
+
+    Args:
+        name: shown in explanations.
+        fusion: pattern, check and rewrite.
+        keeps_nodes: whether matched nodes may have other readers; they stay until nobody reads
+            them.
+    """
+    return pattern.RewriteRule(
+        fusion.pattern, fusion.rewrite, fusion.check, name=name, remove_nodes=not keeps_nodes
+    )
 
 
 def as_ints(value: ir.Value | None) -> list[int] | None:

@@ -77,9 +77,7 @@ def _resized(image: Image.Image, resize: Resize) -> Image.Image:
     return image.resize((width, height), Image.Resampling[resize.resample.upper()])
 
 
-def _center_cropped(
-    pixels: NDArray[np.generic], height: int, width: int
-) -> NDArray[np.generic]:
+def _center_cropped(pixels: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:
     found_height, found_width = pixels.shape[1:]
     top, left = (found_height - height) // 2, (found_width - width) // 2
     if top >= 0 and left >= 0:

@@ -172,10 +172,8 @@ class PromptEncoder:
         return ids
 
     def _ids(self, text: str) -> list[int]:
-        encoding = self._tokenizer.encode(
-            text, add_special_tokens=self._prompt.add_special_tokens
-        )
-        return cast("list[int]", encoding.ids)
+        encoding = self._tokenizer.encode(text, add_special_tokens=self._prompt.add_special_tokens)
+        return encoding.ids
 
 
 def messages_from_prompt(prompt: str, num_images: int, placeholder: str) -> tuple[Message, ...]:
@@ -253,7 +251,7 @@ def _part(item: object, where: str, faults: list[str]) -> TextPart | ImagePart:
         return ImagePart(cast("str | None", path))
     text = _object(item, where, {"type", "text"}, faults).get("text")
     if kind != "text" or not isinstance(text, str):
-        faults.append(f"{where}: expected type \"text\" with a text, or type \"image\"")
+        faults.append(f'{where}: expected type "text" with a text, or type "image"')
     return TextPart(cast("str", text))
 
 

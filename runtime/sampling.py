@@ -169,4 +169,5 @@ def filtered_logits(
 
 def _softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:
     weights: NDArray[np.float64] = np.exp(values.astype(np.float64) - values.max())
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights

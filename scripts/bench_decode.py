@@ -9,6 +9,7 @@ of 12 layers x 768 and a CLIP-like tower of 576 image tokens, random float32 wei
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _QUESTION = "What is in the picture?"
-_MESSAGES = [
-    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}
-]
+_MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}]
 _NEW_TOKENS = 64
 
 
@@ -85,10 +84,10 @@ def _bandwidth_section(model: VisionLanguageModel, rounds: int) -> dict[str, flo
         "sum": big.sum,
         "matrix_vector": lambda: matrix @ vector,
     }
-    sessions = {
-        name: _TimedSession(model._backend._sessions[name]) for name in ("embed_tokens", "decoder")
-    }
-    model._backend._sessions.update(sessions)
+    opened: dict[str, Any] = vars(model._backend)["_sessions"]
+    plain = dict(opened)
+    sessions = {name: _TimedSession(plain[name]) for name in ("embed_tokens", "decoder")}
+    opened.update(sessions)
     bandwidths, steps, overheads = [], [], []
     for _ in range(rounds):
         best = min(_seconds(read) for read in reads.values() for _ in range(2))
@@ -99,7 +98,7 @@ def _bandwidth_section(model: VisionLanguageModel, rounds: int) -> dict[str, flo
         inside = sum(session.seconds for session in sessions.values())
         steps.append(step)
         overheads.append(total / inside - 1)
-    model._backend._sessions.update({name: s.session for name, s in sessions.items()})
+    opened.update(plain)
     step, bandwidth = statistics.median(steps), max(bandwidths)
     return {
         "read_bandwidth_gb_s": round(bandwidth / 1e9, 2),
@@ -153,8 +152,8 @@ def _transformers_section(
     step: dict[str, list[float]] = {"ours": [], "transformers": []}
     for _ in range(rounds):
         for name, run in (("ours", ours), ("transformers", theirs)):
-            short = _seconds(lambda run=run: run(1))
-            long = _seconds(lambda run=run: run(1 + _NEW_TOKENS))
+            short = _seconds(functools.partial(run, 1))
+            long = _seconds(functools.partial(run, 1 + _NEW_TOKENS))
             first[name].append(short)
             step[name].append((long - short) / _NEW_TOKENS)
     return {

@@ -48,8 +48,10 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     Image.fromarray(pixels).save(picture)
     generate_seconds, generate_peak = _vlmport(
-        ["generate", str(bundle), "--image", str(picture), "--prompt", _PROMPT]
-        + ["--max-new-tokens", str(options.new_tokens), "--json"]
+        [
+            *("generate", str(bundle), "--image", str(picture), "--prompt", _PROMPT),
+            *("--max-new-tokens", str(options.new_tokens), "--json"),
+        ]
     )
     weights = sum(graph.parameter_bytes for graph in manifest.graphs)
     tokens = manifest.dimensions.num_image_tokens + 100
@@ -85,7 +87,7 @@ def _copy(source: Path, target: Path) -> float:
 def _vlmport(arguments: list[str]) -> tuple[float, int]:
     """(seconds, peak resident bytes) of a vlmport command; its output goes to stderr."""
     started = time.monotonic()
-    process = subprocess.Popen(  # noqa: S603 - our own command line
+    process = subprocess.Popen(
         [sys.executable, "-m", "vlmport.cli.main", *arguments], stdout=sys.stderr
     )
     _, status, usage = os.wait4(process.pid, 0)

@@ -69,11 +69,9 @@ class Answers:
 def main() -> None:
     """Export, compare, answer; exit with 0 only if everything is as it must be."""
     questions = read_questions()
-    first = questions[0]
     with RichProgress() as progress:
         export(ExportOptions(CHECKPOINT, BUNDLE, overwrite=True), progress)
-        options = ParityOptions(CHECKPOINT, BUNDLE, (first.image,), first.text, MAX_NEW_TOKENS)
-        report = parity(options, progress)
+        report = parity(ParityOptions(CHECKPOINT, BUNDLE, max_new_tokens=MAX_NEW_TOKENS), progress)
         progress.start("asking the bundle and PyTorch")
         answers = ask(questions)
         progress.finish()
@@ -84,7 +82,8 @@ def main() -> None:
     if report.verdict == "FAIL":
         faults.append("the parity report's verdict is FAIL")
     if not answers[0].is_right:
-        faults.append(f"{first.text}: {answers[0].bundle.text!r}; expected {first.answer!r}")
+        first = answers[0]
+        faults.append(f"{first.question.text}: {first.bundle.text!r}; {first.question.answer!r}")
     for fault in faults:
         console.print(fault, style="red", markup=False)
     console.print("[bold red]FAIL[/]" if faults else "[bold green]PASS[/]")

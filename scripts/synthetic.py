@@ -128,9 +128,7 @@ def write_checkpoint(folder: Path, shapes: Shapes, dtype: str) -> int:
     return total
 
 
-def _write_shards(
-    folder: Path, sizes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]
-) -> int:
+def _write_shards(folder: Path, sizes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> int:
     weight_map: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(_shards(sizes, dtype)):

@@ -8,35 +8,42 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TRAINED_CHECKPOINT = REPOSITORY / "examples" / "tinyllava"
+EXAMPLES = REPOSITORY / "examples"
+TRAINED_CHECKPOINT = EXAMPLES / "tinyllava"
 QUESTION = "What shape is there?"
 
 RunCli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    Image.new("RGB", (70, 50), (200, 30, 30)).save(path)
-    return path
+@pytest.fixture(scope="module")
+def drawing() -> tuple[Path, str]:
+    """A held-out drawing and a question about it, of the kind that the checkpoint knows."""
+    lines = (EXAMPLES / "questions" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    entry = json.loads(lines[0])
+    return EXAMPLES / "questions" / entry["image"], entry["text"]
+
+
+@pytest.fixture(scope="module")
+def asked(drawing: tuple[Path, str]) -> tuple[str | Path, ...]:
+    """The same as options of the command line."""
+    return ("--image", drawing[0], "--prompt", drawing[1])
 
 
 def test_generate_prints_the_text_alone(
-    run_cli: RunCli, trained_bundle: Path, picture: Path
+    run_cli: RunCli, trained_bundle: Path, asked: tuple[str | Path, ...]
 ) -> None:
-    code, out, err = run_cli("generate", trained_bundle, "--image", picture, "--prompt", QUESTION)
+    code, out, err = run_cli("generate", trained_bundle, *asked)
     assert (code, err) == (0, "")
     assert out.strip()
     assert out.endswith("\n")
 
 
 def test_generate_json_is_one_object_with_the_promised_keys(
-    run_cli: RunCli, trained_bundle: Path, picture: Path
+    run_cli: RunCli, trained_bundle: Path, asked: tuple[str | Path, ...]
 ) -> None:
-    arguments = ("generate", trained_bundle, "--image", picture, "--prompt", QUESTION)
+    arguments = ("generate", trained_bundle, *asked)
     _, text, _ = run_cli(*arguments)
     code, out, err = run_cli(*arguments, "--json")
     assert (code, err) == (0, "")
@@ -50,8 +57,10 @@ def test_generate_json_is_one_object_with_the_promised_keys(
     assert answer["backend"]
 
 
-def test_options_reach_the_runtime(run_cli: RunCli, trained_bundle: Path, picture: Path) -> None:
-    arguments = ("generate", trained_bundle, "--image", picture, "--prompt", QUESTION, "--json")
+def test_options_reach_the_runtime(
+    run_cli: RunCli, trained_bundle: Path, asked: tuple[str | Path, ...]
+) -> None:
+    arguments = ("generate", trained_bundle, *asked, "--json")
     sampled = (*arguments, "--temperature", "5", "--max-new-tokens", "12", "--top-k", "40")
     first, second, other = (
         json.loads(run_cli(*sampled, "--seed", seed)[1])["token_ids"] for seed in ("1", "1", "2")
@@ -61,8 +70,10 @@ def test_options_reach_the_runtime(run_cli: RunCli, trained_bundle: Path, pictur
     assert short["generated_tokens"] == 1
 
 
-def test_a_stop_text_ends_the_answer(run_cli: RunCli, trained_bundle: Path, picture: Path) -> None:
-    arguments = ("generate", trained_bundle, "--image", picture, "--prompt", QUESTION, "--json")
+def test_a_stop_text_ends_the_answer(
+    run_cli: RunCli, trained_bundle: Path, asked: tuple[str | Path, ...]
+) -> None:
+    arguments = ("generate", trained_bundle, *asked, "--json")
     whole = json.loads(run_cli(*arguments)[1])["text"]
     stop = whole.strip()[1:3]
     cut = json.loads(run_cli(*arguments, "--stop", stop)[1])
@@ -71,22 +82,27 @@ def test_a_stop_text_ends_the_answer(run_cli: RunCli, trained_bundle: Path, pict
 
 
 def test_a_chat_from_a_file_equals_the_same_prompt(
-    run_cli: RunCli, trained_bundle: Path, picture: Path, tmp_path: Path
+    run_cli: RunCli, trained_bundle: Path, drawing: tuple[Path, str], tmp_path: Path
 ) -> None:
-    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    chat = [{"role": "user", "content": content}]
+    def answer(*options: str | Path) -> list[int]:
+        code, out, err = run_cli("generate", trained_bundle, "--json", *options)
+        assert (code, err) == (0, "")
+        token_ids: list[int] = json.loads(out)["token_ids"]
+        return token_ids
+
+    picture, question = drawing
+    image_part = {"type": "image"}
+    chat = [{"role": "user", "content": [image_part, {"type": "text", "text": question}]}]
     file = tmp_path / "chat.json"
     file.write_text(json.dumps(chat))
-    common = ("generate", trained_bundle, "--image", picture, "--json")
-    code, out, _ = run_cli(*common, "--messages", file)
-    assert code == 0
-    _, prompted, _ = run_cli(*common, "--prompt", QUESTION)
-    assert json.loads(out)["token_ids"] == json.loads(prompted)["token_ids"]
-    content[0]["path"] = picture.name
+    prompted = answer("--image", picture, "--prompt", question)
+    assert answer("--image", picture, "--messages", file) == prompted
+
+    shutil.copy(picture, tmp_path / "beside.png")
+    image_part["path"] = "beside.png"
     file.write_text(json.dumps(chat))
-    _, named, _ = run_cli("generate", trained_bundle, "--json", "--messages", file)
-    assert json.loads(named)["token_ids"] == json.loads(prompted)["token_ids"]
-    code, _, err = run_cli(*common, "--messages", file)
+    assert answer("--messages", file) == prompted
+    code, _, err = run_cli("generate", trained_bundle, "--image", picture, "--messages", file)
     assert code == 1
     assert "images: found 2" in err
 
@@ -97,7 +113,7 @@ def test_a_chat_from_a_file_equals_the_same_prompt(
         (None, "cannot be read"),
         ("[", "not valid JSON"),
         ("{}", "messages"),
-        ('[{"role": "user", "content": [{"type": "sound"}]}]', "sound"),
+        ('[{"role": "user", "content": [{"type": "sound"}]}]', "expected type"),
     ],
 )
 def test_a_file_that_is_no_chat_is_a_clear_error(
@@ -160,10 +176,10 @@ def test_a_damaged_bundle_is_a_clear_error(
 
 
 def test_parity_passes_and_writes_its_reports(
-    run_cli: RunCli, trained_bundle: Path, picture: Path, tmp_path: Path
+    run_cli: RunCli, trained_bundle: Path, asked: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     reports = ("--json", tmp_path / "report.json", "--html", tmp_path / "report.html")
-    case = ("--image", picture, "--prompt", QUESTION, "--max-new-tokens", "8")
+    case = (*asked, "--max-new-tokens", "8")
     code, out, _ = run_cli("parity", TRAINED_CHECKPOINT, trained_bundle, *case, *reports)
     assert code == 0
     assert "PASS" in out

@@ -178,9 +178,7 @@ def _plan_factory(
     parts = Parts(text, tower, layer, select == "patch", connector, tokens_out, head_bias=True)
     tokenizer = load_tokenizer(checkpoint.path)
     processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
-    image = image_preprocessing(
-        processor, pad_to_square=aspect == "pad", side=tower.image_size
-    )
+    image = image_preprocessing(processor, pad_to_square=aspect == "pad", side=tower.image_size)
     tokens = special_tokens(checkpoint.path, tokenizer, None)
     prompt = PromptFormat(_FACTORY_TEMPLATE, _PLACEHOLDER, "chunks", add_special_tokens=True)
     if layout == "factory-separate":
@@ -229,7 +227,9 @@ def _plan_factory(
 
 def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
     config = transformers.LlavaConfig(**_without_model_type(checkpoint.config))
-    text, tower = config.text_config, config.vision_config
+    # The config class declares them as dictionaries too, which it turns into configs.
+    text: Any = config.text_config
+    tower: Any = config.vision_config
     _check_language_model(checkpoint, text.model_type)
     strategy = config.vision_feature_select_strategy
     if not isinstance(config.vision_feature_layer, int) or config.projector_hidden_act != "gelu":

@@ -101,7 +101,8 @@ class _LatentAttention(nn.Module):
         return cast("torch.Tensor", self.to_out(merged))
 
     def _split(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        shape = (*states.shape[:2], self.heads, self.head_dim)
+        return states.reshape(shape).transpose(1, 2)
 
 
 def _feed_forward(hidden_size: int) -> nn.Sequential:

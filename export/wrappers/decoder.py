@@ -157,7 +157,7 @@ def _attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface, as one ONNX Attention (opset 24) over the whole cache."""
+    """One attention layer of transformers, as one ONNX Attention over the whole cache."""
     del kwargs
     if attention_mask is not None or sliding_window is not None:
         found = "a mask" if attention_mask is not None else f"sliding_window={sliding_window}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -30,8 +30,7 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Looks the ids up."""
-        embed = cast("nn.Module", self.language_model.get_input_embeddings())
-        return cast("torch.Tensor", cast("Any", embed)(input_ids))
+        return cast("torch.Tensor", self.language_model.get_input_embeddings()(input_ids))
 
 
 def embedding_module(build: Callable[[], PreTrainedModel], hidden_size: int) -> TracedModule:

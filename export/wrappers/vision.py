@@ -98,14 +98,10 @@ def tower_module(
     tokens = num_vision_tokens(config, drop_first_token=drop_first_token)
     return TracedModule(
         name="vision_encoder",
-        build=lambda: HiddenStateTower(
-            build(), feature_layer, drop_first_token=drop_first_token
-        ),
+        build=lambda: HiddenStateTower(build(), feature_layer, drop_first_token=drop_first_token),
         inputs=(GraphPort("pixel_values", torch.float32, ("num_images", 3, side, side)),),
         outputs=(
-            GraphPort(
-                "vision_features", torch.float32, ("num_images", tokens, config.hidden_size)
-            ),
+            GraphPort("vision_features", torch.float32, ("num_images", tokens, config.hidden_size)),
         ),
         single_inputs=1,
     )

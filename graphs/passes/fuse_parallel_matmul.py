@@ -64,7 +64,11 @@ def _join(model: ir.Model, nodes: Sequence[ir.Node]) -> bool:
     _type_results(made, source, sum(widths))
     last = [bias or node for bias, node in zip(biases, nodes, strict=True)]
     for old, new in zip(last, made[-1].outputs, strict=True):
-        new.name, new.type, new.shape = old.outputs[0].name, old.outputs[0].type, old.outputs[0].shape
+        new.name, new.type, new.shape = (
+            old.outputs[0].name,
+            old.outputs[0].type,
+            old.outputs[0].shape,
+        )
     model.graph.insert_before(nodes[0], made)
     for old, new in zip(last, made[-1].outputs, strict=True):
         old.outputs[0].replace_all_uses_with(new, replace_graph_outputs=True)
@@ -92,7 +96,8 @@ def _joined_weight(
     model: ir.Model, weights: Sequence[PlannedWeight | None], dims: tuple[int, ...]
 ) -> ir.Value:
     parts = [weight for weight in weights if weight is not None]
-    prefix = os.path.commonprefix([str(weight.name) for weight in parts])
+    # By characters, not by folders: these are names of modules, joined by dots.
+    prefix = os.path.commonprefix([str(weight.name) for weight in parts])  # noqa: RUF071
     name = prefix + "+".join(str(weight.name).removeprefix(prefix) for weight in parts)
     sources = tuple(source for weight in parts for source in weight.recipe.sources)
     recipe = WeightRecipe(sources, transpose=parts[0].recipe.transpose)

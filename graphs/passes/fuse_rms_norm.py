@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
 
-from vlmport.graphs.fusion import FusionPass
+from vlmport.graphs.fusion import FusionPass, MatchResult, make_rule
 
 __all__ = ["FuseRmsNormPass"]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-class _RmsNorm(pattern.RewriteRuleClassBase):
-    def __init__(self, name: str, *, scale_first: bool) -> None:
-        super().__init__(name)
+class _RmsNorm:
+    def __init__(self, *, scale_first: bool) -> None:
         self._scale_first = scale_first
 
     def pattern(self, op: Any, x: Any, scale: Any, epsilon: Any) -> Any:
@@ -26,9 +24,9 @@ class _RmsNorm(pattern.RewriteRuleClassBase):
 
     def check(
         self, context: Any, x: ir.Value, scale: ir.Value, epsilon: ir.Value, **_: Any
-    ) -> pattern.MatchResult:
+    ) -> MatchResult:
         del context
-        result = pattern.MatchResult()
+        result = MatchResult()
         if epsilon.const_value is None or epsilon.const_value.size != 1:
             return result.fail("epsilon is not a scalar constant", epsilon)  # case 1
         if x.dtype not in _FLOATS:
@@ -69,6 +67,6 @@ class FuseRmsNormPass(FusionPass):
     """
 
     rules = (
-        _RmsNorm.rule("rms_norm_scale_first", scale_first=True),
-        _RmsNorm.rule("rms_norm_scale_last", scale_first=False),
+        make_rule("rms_norm_scale_first", _RmsNorm(scale_first=True)),
+        make_rule("rms_norm_scale_last", _RmsNorm(scale_first=False)),
     )

@@ -5,19 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
 
-from vlmport.graphs.fusion import FusionPass, as_int, as_ints
+from vlmport.graphs.fusion import FusionPass, MatchResult, as_int, as_ints, make_rule
 
 __all__ = ["FuseRotaryEmbeddingPass"]
 
 
-class _RotateHalf(pattern.RewriteRuleClassBase):
-    def __init__(self) -> None:
-        # Queries and keys of all layers read the same cosine and sine, so the nodes stay until
-        # the last reader is gone.
-        super().__init__("rotate_half", remove_nodes=False)
-
+class _RotateHalf:
     def pattern(
         self,
         op: Any,
@@ -50,9 +44,9 @@ class _RotateHalf(pattern.RewriteRuleClassBase):
         cosine_axes: ir.Value,
         sine_axes: ir.Value,
         **_: Any,
-    ) -> pattern.MatchResult:
+    ) -> MatchResult:
         del context
-        result = pattern.MatchResult()
+        result = MatchResult()
         if x.shape is None or len(x.shape) != 4 or not isinstance(x.shape[3], int):
             return result.fail("x is not [batch, heads, sequence_length, fixed length]", x)  # 1
         half = x.shape[3] // 2
@@ -67,15 +61,13 @@ class _RotateHalf(pattern.RewriteRuleClassBase):
             return result.fail("cosine or sine is not of twice the same angles", cosine)  # case 4
         return result
 
-    def rewrite(
-        self, op: Any, x: ir.Value, cosine: ir.Value, sine: ir.Value, **_: Any
-    ) -> ir.Value:
+    def rewrite(self, op: Any, x: ir.Value, cosine: ir.Value, sine: ir.Value, **_: Any) -> ir.Value:
         caches = [_half_table(op, cosine, "Cos"), _half_table(op, sine, "Sin")]
         value: ir.Value = op.RotaryEmbedding(x, *caches, interleaved=0)
         return value
 
 
-class _PartialRotation(pattern.RewriteRuleClassBase):
+class _PartialRotation:
     def pattern(self, op: Any, x: Any, end: Any, start: Any, stop: Any) -> Any:
         turned = op.RotaryEmbedding(
             op.Slice(x, [0], end, [3], [1]),
@@ -87,9 +79,9 @@ class _PartialRotation(pattern.RewriteRuleClassBase):
 
     def check(
         self, context: Any, x: ir.Value, end: ir.Value, start: ir.Value, stop: ir.Value, **_: Any
-    ) -> pattern.MatchResult:
+    ) -> MatchResult:
         del context
-        result = pattern.MatchResult()
+        result = MatchResult()
         if x.shape is None or len(x.shape) != 4 or not isinstance(x.shape[3], int):
             return result.fail("x is not [batch, heads, sequence_length, fixed length]", x)  # 1
         cut, last = as_int(end), as_int(stop)
@@ -97,9 +89,7 @@ class _PartialRotation(pattern.RewriteRuleClassBase):
             return result.fail("the parts are not the first and the rest of x", x)  # case 5
         return result
 
-    def rewrite(
-        self, op: Any, x: ir.Value, end: ir.Value, turned: ir.Value, **_: Any
-    ) -> ir.Value:
+    def rewrite(self, op: Any, x: ir.Value, end: ir.Value, turned: ir.Value, **_: Any) -> ir.Value:
         node = turned.producer()
         assert node is not None
         value: ir.Value = op.RotaryEmbedding(
@@ -128,7 +118,11 @@ class FuseRotaryEmbeddingPass(FusionPass):
     Source: https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html (opset 23).
     """
 
-    rules = (_RotateHalf.rule(), _PartialRotation.rule("partial_rotation"))
+    rules = (
+        # Queries and keys of all layers read the same cosine and sine.
+        make_rule("rotate_half", _RotateHalf(), keeps_nodes=True),
+        make_rule("partial_rotation", _PartialRotation()),
+    )
 
 
 def _half_angles(table: ir.Value, operator: str) -> tuple[ir.Value, ir.Value | None] | None:

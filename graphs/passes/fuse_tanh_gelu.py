@@ -6,14 +6,13 @@ import math
 from typing import Any
 
 import onnx_ir as ir
-from onnxscript.rewriter import pattern
 
-from vlmport.graphs.fusion import FusionPass
+from vlmport.graphs.fusion import FusionPass, MatchResult, make_rule
 
 __all__ = ["FuseTanhGeluPass"]
 
 
-class _TanhGelu(pattern.RewriteRuleClassBase):
+class _TanhGelu:
     def pattern(self, op: Any, x: Any, half: Any, cubic: Any, root: Any, one: Any) -> Any:
         inner = op.Add(x, op.Mul(op.Pow(x, 3.0), cubic))
         gate = op.Add(op.Tanh(op.Mul(inner, root)), one)
@@ -27,9 +26,9 @@ class _TanhGelu(pattern.RewriteRuleClassBase):
         root: ir.Value,
         one: ir.Value,
         **_: Any,
-    ) -> pattern.MatchResult:
+    ) -> MatchResult:
         del context
-        result = pattern.MatchResult()
+        result = MatchResult()
         factors = ((half, 0.5), (cubic, 0.044715), (root, math.sqrt(2.0 / math.pi)), (one, 1.0))
         for value, number in factors:
             found = value.const_value
@@ -56,4 +55,4 @@ class FuseTanhGeluPass(FusionPass):
     Source: https://onnx.ai/onnx/operators/onnx__Gelu.html (opset 20).
     """
 
-    rules = (_TanhGelu.rule("tanh_gelu"),)
+    rules = (make_rule("tanh_gelu", _TanhGelu()),)

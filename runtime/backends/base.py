@@ -28,9 +28,7 @@ class Decoding(Protocol):
         """
         ...
 
-    def step(
-        self, token_ids: NDArray[np.int64], active: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
+    def step(self, token_ids: NDArray[np.int64], active: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Appends one token to every active row.
 
         Args:

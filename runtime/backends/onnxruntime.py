@@ -108,9 +108,7 @@ class OnnxRuntimeDecoding:
         self._lengths[:] = lengths
         return chosen
 
-    def step(
-        self, token_ids: NDArray[np.int64], active: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
+    def step(self, token_ids: NDArray[np.int64], active: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Appends one token to the active rows; see `Decoding.step`."""
         filled = int(self._lengths.max())
         self._lengths += active
@@ -130,9 +128,7 @@ class OnnxRuntimeDecoding:
     def _reserve(self, rows: int, filled: int) -> bool:
         if not self._cache.reserve(rows, filled):
             return False
-        for past, present, array in zip(
-            self._past, self._present, self._cache.arrays, strict=True
-        ):
+        for past, present, array in zip(self._past, self._present, self._cache.arrays, strict=True):
             value = _ort_value(array)
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
@@ -172,9 +168,7 @@ def _open_session(path: Path, threads: int | None) -> Any:  # onnxruntime ships 
     # (a step of 35 ms took 69 ms). This stops the spinning when a run ends.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own, untyped exceptions
         msg = f"{path}: ONNX Runtime cannot load it ({error}); export the bundle again"
         raise BundleError(msg) from error

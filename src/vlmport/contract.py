@@ -94,7 +94,7 @@ class GraphSpec:
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """The cache of keys and values: per layer two tensors [batch, num_kv_heads, capacity, head_dim].
+    """The cache: for each layer a key and a value [batch, num_kv_heads, capacity, head_dim].
 
     Attributes:
         num_layers: decoder layers.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from checkpoints import Recipe, make_checkpoint
 from safetensors.torch import load_file, save_file
+from support.checkpoints import Recipe, make_checkpoint
 
 from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graph_cases import array_store, build
 from onnx import numpy_helper
+from support.graph_cases import array_store, build
 
 from vlmport.export import stream
 from vlmport.export.recipe import RECIPE_KEY, PlannedWeight, WeightRecipe
@@ -15,8 +15,10 @@ from vlmport.export.recipe import RECIPE_KEY, PlannedWeight, WeightRecipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 RNG = np.random.default_rng(0)
-SOURCES = {
+SOURCES: dict[str, NDArray[Any]] = {
     "q": RNG.normal(size=(37, 8)).astype(np.float16),
     "k": RNG.normal(size=(5, 8)).astype(np.float32),
     "bias": RNG.normal(size=37).astype(np.float16),
@@ -36,7 +38,7 @@ SOURCES = {
 )
 def test_written_weight_is_what_the_recipe_says_for_any_block_size(
     recipe: WeightRecipe,
-    expected: np.ndarray,
+    expected: NDArray[Any],
     block_bytes: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

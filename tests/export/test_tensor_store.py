@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -17,9 +17,11 @@ from vlmport.export.tensor_store import PickleFile, SafetensorsFile
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 
 def test_rows_and_scalars_are_read_as_stored(tmp_path: Path) -> None:
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "matrix": np.arange(12, dtype=np.float16).reshape(4, 3),
         "scalar": np.array(7, np.int64),
     }

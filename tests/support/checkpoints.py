@@ -176,11 +176,9 @@ def random_weights(module: nn.Module) -> nn.Module:
 
 
 def _state(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    return {name: value.detach().to(dtype).clone() for name, value in module.named_parameters()} | (
-        {"lm_head.weight": module.lm_head.weight.detach().to(dtype).clone()}
-        if hasattr(module, "lm_head")
-        else {}
-    )
+    # With duplicates: a tied head is there under its own name too, as in real checkpoints.
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {name: value.detach().to(dtype).clone() for name, value in parameters}
 
 
 def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -254,7 +252,8 @@ def _bench_config(folder: Path, recipe: Recipe, text: Any, vision: Any) -> dict[
     tower = folder / "tower"
     tower.mkdir()
     (tower / "config.json").write_text(json.dumps(vision.to_dict()))
-    return text.to_dict() | {
+    own: dict[str, Any] = text.to_dict()
+    return own | {
         "model_type": f"tiny_llava_{recipe.language_model}",
         "mm_vision_tower": "tower",
         "mm_projector_type": recipe.connector,
@@ -271,7 +270,7 @@ def _save_transformers(
 ) -> None:
     make_tokenizer(folder, ("<image>",))
     image_token = 3
-    strategy = "default" if recipe.select == "patch" else "full"
+    strategy: Any = "default" if recipe.select == "patch" else "full"
     config = transformers.LlavaConfig(
         text_config=text,
         vision_config=vision,

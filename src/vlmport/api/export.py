@@ -102,7 +102,10 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
             shutil.rmtree(options.bundle)
         workspace.rename(options.bundle)
     except OSError as error:
-        msg = f"{options.bundle}: cannot be written ({error.strerror}); free space or choose another place"
+        msg = (
+            f"{options.bundle}: cannot be written ({error.strerror}); free space or choose "
+            "another place"
+        )
         raise ExportError(msg) from error
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
@@ -209,7 +212,9 @@ def _graph_spec(graph: TracedModule, model: ir.Model, parameter_bytes: int) -> G
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:
-    assert value.dtype is not None and value.shape is not None and value.name is not None
+    assert value.dtype is not None
+    assert value.shape is not None
+    assert value.name is not None
     shape = tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape)
     return TensorSpec(value.name, value.dtype.numpy().name, shape)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import vlmport
 from vlmport.api.builtin_cases import make_cases
+from vlmport.api.parity_answers import ERROR_BIN_EDGES
 from vlmport.api.parity_compare import compare
-from vlmport.api.parity_measure import ERROR_BIN_EDGES
 from vlmport.api.parity_report import REPORT_SCHEMA_VERSION, ParityReport, worst_verdict
 from vlmport.api.tolerances import TOLERANCES, near_tie_margin
 from vlmport.errors import InputError, ParityError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlmport.api.builtin_cases import Case
-    from vlmport.api.parity_compare import ComparedModel
+    from vlmport.api.parity_model import ComparedModel
     from vlmport.api.parity_report import CaseReport
     from vlmport.api.progress import Progress
     from vlmport.contract import FileEntry, Manifest

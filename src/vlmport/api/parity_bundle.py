@@ -1,4 +1,4 @@
-"""An opened bundle in the form that `vlmport.api.parity_compare` asks for."""
+"""An opened bundle in the form that `vlmport.api.parity_model` asks for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmport.api.parity_compare import PromptTokens, TokensAndText
+from vlmport.api.parity_model import PromptTokens, TokensAndText
 from vlmport.runtime import Request, VisionLanguageModel
 from vlmport.runtime.prompt import parse_messages
 

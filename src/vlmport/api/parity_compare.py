@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmport.api.parity_measure import (
-    Answer,
-    compare_answers,
-    compare_arrays,
-    fault_of,
-    limits_of,
-)
+from vlmport.api.parity_answers import Answer, AnswerComparison, compare_answers
+from vlmport.api.parity_measure import compare_arrays, fault_of, limits_of
 from vlmport.api.parity_report import (
     BatchCheck,
     CaseReport,
@@ -25,78 +20,20 @@ from vlmport.api.parity_report import (
 from vlmport.api.tolerances import tolerance_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from PIL.Image import Image
 
     from vlmport.api.builtin_cases import Case
-    from vlmport.api.parity_measure import AnswerComparison
+    from vlmport.api.parity_model import ComparedModel, PromptTokens
     from vlmport.api.parity_report import CheckName
     from vlmport.api.progress import Progress
     from vlmport.export.reference import Reference
 
-__all__ = ["ComparedModel", "PromptTokens", "TokensAndText", "compare"]
+__all__ = ["compare"]
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PromptTokens:
-    """An encoded chat.
-
-    Attributes:
-        text_ids: int64 [num_text_tokens], without images.
-        length: text and image tokens.
-    """
-
-    text_ids: NDArray[np.int64]
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokensAndText:
-    """An answer of the bundle; its logits were handed out step by step."""
-
-    token_ids: tuple[int, ...]
-    text: str
-
-
-class ComparedModel(Protocol):
-    """What is needed of an opened bundle; numpy in, numpy out."""
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens, prompt and answer, of one sequence."""
-        ...
-
-    def preprocess(self, images: Sequence[Path | Image]) -> NDArray[np.float32]:
-        """Pictures of any mode -> [num_images, 3, height, width]."""
-        ...
-
-    def encode(self, messages: Sequence[dict[str, Any]]) -> PromptTokens:
-        """Renders and tokenizes a chat in transformers' form."""
-        ...
-
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vision encoder: [num_images, num_patches, vision_hidden_size]."""
-        ...
-
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The projector: [num_images, num_image_tokens, hidden_size]."""
-        ...
-
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The token embedding: [batch, sequence_length, hidden_size]."""
-        ...
-
-    def greedy(
-        self,
-        cases: Sequence[Case],
-        max_new_tokens: int,
-        on_logits: Callable[[NDArray[np.float32]], None],
-    ) -> list[TokensAndText]:
-        """Answers cases in one batch; `on_logits` gets float32 [batch, vocab_size] of each step."""
-        ...
+_NO_ANSWER = Answer((), np.zeros((0, 0), np.float32), "")
+_NOTHING_COMPARED = AnswerComparison((), 0, None, (), ())
 
 
 def compare(
@@ -126,12 +63,11 @@ def compare(
         reports.append(report)
         answers.append(answer)
         progress.advance(1)
-    answered = [index for index, answer in enumerate(answers) if answer is not None]
-    if len(answered) > 1:
-        batch = [(cases[index], answers[index]) for index in answered]
-        alone = [(case, answer) for case, answer in batch if answer is not None]
-        checks = _compare_batch(model, alone, max_new_tokens, precision)
-        for index, (check, findings) in zip(answered, checks, strict=True):
+    alone = {index: answer for index, answer in enumerate(answers) if answer is not None}
+    if len(alone) > 1:
+        batch = [(cases[index], answer) for index, answer in alone.items()]
+        checks = _compare_batch(model, batch, max_new_tokens, precision)
+        for index, (check, findings) in zip(alone, checks, strict=True):
             reports[index] = _with_batch(reports[index], check, findings)
     progress.advance(1)
     progress.finish()
@@ -160,8 +96,8 @@ def _compare_case(
     answers = compare_answers(
         found, theirs, precision, check="logits", subject=subject, other="PyTorch"
     )
-    report = _case_report(case, prompt, checks, [*findings, *answers.findings])
-    return _with_answers(report, found, theirs, answers), found
+    findings += answers.findings
+    return _case_report(case, prompt, checks, findings, found, theirs, answers), found
 
 
 def _compare_image_stages(
@@ -293,8 +229,10 @@ def _case_report(
     prompt: PromptTokens,
     checks: Sequence[QuantityCheck],
     findings: Sequence[Finding],
+    found: Answer = _NO_ANSWER,
+    expected: Answer = _NO_ANSWER,
+    answers: AnswerComparison = _NOTHING_COMPARED,
 ) -> CaseReport:
-    """A report without answers."""
     return CaseReport(
         name=case.name,
         prompt=case.prompt,
@@ -302,38 +240,20 @@ def _case_report(
         prompt_tokens=prompt.length,
         prompt_tokens_equal=all(finding.check != "prompt_tokens" for finding in findings),
         checks=tuple(checks),
-        steps=(),
-        steps_not_compared=0,
-        fork=None,
-        token_ids=(),
-        reference_token_ids=(),
-        text="",
-        reference_text="",
-        error_counts=(),
+        steps=answers.steps,
+        steps_not_compared=answers.steps_not_compared,
+        fork=answers.fork,
+        token_ids=found.token_ids,
+        reference_token_ids=expected.token_ids,
+        text=found.text,
+        reference_text=expected.text,
+        error_counts=answers.error_counts,
         batch=None,
         findings=tuple(findings),
         verdict=worst_verdict(finding.verdict for finding in findings),
     )
 
 
-def _with_answers(
-    report: CaseReport, found: Answer, theirs: Answer, answers: AnswerComparison
-) -> CaseReport:
-    return replace(
-        report,
-        steps=answers.steps,
-        steps_not_compared=answers.steps_not_compared,
-        fork=answers.fork,
-        token_ids=found.token_ids,
-        reference_token_ids=theirs.token_ids,
-        text=found.text,
-        reference_text=theirs.text,
-        error_counts=answers.error_counts,
-    )
-
-
-def _with_batch(
-    report: CaseReport, check: BatchCheck, findings: Sequence[Finding]
-) -> CaseReport:
+def _with_batch(report: CaseReport, check: BatchCheck, findings: Sequence[Finding]) -> CaseReport:
     verdict = worst_verdict((report.verdict, check.verdict))
     return replace(report, batch=check, findings=(*report.findings, *findings), verdict=verdict)

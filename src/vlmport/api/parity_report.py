@@ -276,4 +276,8 @@ def report_from_json(content: str | bytes) -> ParityReport:
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """FAIL before NEAR_TIE before PASS; PASS if there are none."""
-    return max(verdicts, key=_SEVERITY.__getitem__, default="PASS")
+    worst: Verdict = "PASS"
+    for verdict in verdicts:
+        if _SEVERITY[verdict] > _SEVERITY[worst]:
+            worst = verdict
+    return worst

@@ -32,15 +32,15 @@ class Tolerance:
 
 # Measured for the relative rows: float32 against float64 in PyTorch, SigLIP towers of 2 to 24
 # layers with and without planted outlier channels of 50 to 500, is off by 0.6e-7 to 7.3e-7 of the
-# largest magnitude and 0.8e-7 to 5.5e-7 of the mean one, whatever the depth; ONNX Runtime 1.31
-# against PyTorch 2.13 on 2-layer SigLIP and CLIP towers: 4.9e-7 to 7.1e-7 and 5.4e-7; MLP and
-# resampler connectors: up to 6.6e-7 and 5.3e-7.
+# largest magnitude and 0.8e-7 to 5.5e-7 of the mean one, whatever the depth. ONNX Runtime 1.31
+# against PyTorch 2.13: 2-layer SigLIP and CLIP towers up to 9.9e-7 and 6.0e-7; MLP connectors up
+# to 2.9e-7 and 1.1e-7, a resampler 1.2e-6 and 6.4e-7.
 _HIDDEN_STATES = (
     "un-normalised hidden states reach hundreds in trained towers, so an absolute limit would mean "
-    "something else for every model. Rounding was measured at up to 7.3e-7 of the largest and "
-    "5.5e-7 of the mean magnitude, independent of depth; the limits are 7 and 5 times that. The "
+    "something else for every model. Rounding was measured at up to 1.0e-6 of the largest and "
+    "6.0e-7 of the mean magnitude, independent of depth; the limits are 8 and 5 times that. The "
     "mean is limited as well because a few outlier channels set the largest magnitude and would "
-    "hide an error in all the others"
+    "hide an error in all the others; a wrong epsilon (1e-5 for 1e-6) shows at 4.5e-6 there"
 )
 
 TOLERANCES = (
@@ -53,15 +53,15 @@ TOLERANCES = (
         reason="both sides resample with Pillow and then do the same float32 operations in the "
         "same order, so a single differing bit is a different operation",
     ),
-    Tolerance("vision_encoder", "float32", 5e-6, 3e-6, is_relative=True, reason=_HIDDEN_STATES),
+    Tolerance("vision_encoder", "float32", 8e-6, 3e-6, is_relative=True, reason=_HIDDEN_STATES),
     Tolerance(
         quantity="projector",
         precision="float32",
-        max_abs=5e-6,
+        max_abs=8e-6,
         mean_abs=3e-6,
         is_relative=True,
         reason="the scale of image features is the checkpoint's own, as for vision_encoder; "
-        "measured 1.5e-7 to 6.6e-7 of the largest magnitude, so the limits are 7 and 5 times that",
+        "measured at up to 1.2e-6 of the largest and 6.4e-7 of the mean magnitude",
     ),
     Tolerance(
         quantity="embed_tokens",

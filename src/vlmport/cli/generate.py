@@ -56,25 +56,27 @@ def generate_command(
         typer.Option(metavar="S", rich_help_panel=_SAMPLING, help="Makes sampling repeatable."),
     ] = None,
     top_k: Annotated[
-        int | None,
-        typer.Option(metavar="K", rich_help_panel=_SAMPLING, help="Keep the K likeliest tokens."),
-    ] = None,
+        int,
+        typer.Option(
+            metavar="K", rich_help_panel=_SAMPLING, help="Keep the K likeliest tokens; 0 keeps all."
+        ),
+    ] = 0,
     top_p: Annotated[
-        float | None,
+        float,
         typer.Option(
             metavar="P",
             rich_help_panel=_SAMPLING,
             help="Keep the likeliest tokens that together reach probability P.",
         ),
-    ] = None,
+    ] = 1.0,
     min_p: Annotated[
-        float | None,
+        float,
         typer.Option(
             metavar="P",
             rich_help_panel=_SAMPLING,
             help="Keep tokens with at least P times the probability of the likeliest.",
         ),
-    ] = None,
+    ] = 0.0,
     repetition_penalty: Annotated[
         float,
         typer.Option(

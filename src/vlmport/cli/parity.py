@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,8 @@ def parity_command(
     options = ParityOptions(checkpoint, bundle, tuple(image or ()), prompt, max_new_tokens)
     with RichProgress() as progress:
         report = parity(options, progress)
-    print_report(report, Console())
+    # Without a terminal rich assumes 80 columns, which would cut numbers off in a log.
+    print_report(report, Console(width=None if sys.stdout.isatty() else 120))
     if json_file is not None:
         json_file.write_text(report_json(report), encoding="utf-8")
     if html_file is not None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from graph_cases import build, operators, run
+from support.graph_cases import build, operators, run
 
 from vlmport.graphs.passes.fold_reshape_axes import FoldReshapeAxesPass
 

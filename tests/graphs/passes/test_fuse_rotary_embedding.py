@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from graph_cases import build, operators, run
+from support.graph_cases import build, operators, run
 
 from vlmport.graphs.passes.fuse_rotary_embedding import FuseRotaryEmbeddingPass
 

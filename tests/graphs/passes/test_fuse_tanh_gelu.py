@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from graph_cases import build, operators, run
+from support.graph_cases import build, operators, run
 
 from vlmport.graphs.passes.fuse_tanh_gelu import FuseTanhGeluPass
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from graph_cases import build, operators, plan_weights, run
+from support.graph_cases import build, operators, plan_weights, run
 
 from vlmport.export.recipe import planned
 from vlmport.graphs.passes.fold_constants import FoldConstantsPass

@@ -1,0 +1,103 @@
+"""A parity report as one HTML file: inline CSS and SVG, no script, no network."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from vlmport.api.parity_summary import answer_totals, shown, summarize
+from vlmport.api.parity_svg import Rule, Series, bar_plot, histogram_plot, line_plot
+
+if TYPE_CHECKING:
+    from vlmport.api.parity_report import CaseReport, ParityReport, Verdict
+
+__all__ = ["report_html"]
+
+_TEMPLATE = "parity.html.j2"
+_BAR_STYLES: dict[Verdict, str] = {"PASS": "good", "NEAR_TIE": "near", "FAIL": "bad"}
+
+
+def report_html(report: ParityReport) -> str:
+    """Renders everything in a report; texts of prompts and answers are escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["shown"] = shown
+    source = files("vlmport.api").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    worst = max(report.cases, key=_worst_error, default=None)
+    return environment.from_string(source).render(
+        report=report,
+        rows=summarize(report),
+        totals=answer_totals(report),
+        steps=sum(len(case.steps) for case in report.cases),
+        bars=Markup(_bars(report)),
+        errors=Markup(_error_plot(report, report.cases, worst)),
+        gaps=Markup(_gap_plot(report, report.cases, worst)),
+        histogram=Markup(_histogram(report)),
+        worst=worst,
+        case_plots=[
+            (Markup(_error_plot(report, (case,), case)), Markup(_gap_plot(report, (case,), case)))
+            for case in report.cases
+        ],
+    )
+
+
+def _worst_error(case: CaseReport) -> float:
+    return max((step.comparison.max_abs or 0.0 for step in case.steps), default=0.0)
+
+
+def _limit(report: ParityReport) -> float:
+    return next(row.max_abs for row in report.tolerances if row.quantity == "logits")
+
+
+def _bars(report: ParityReport) -> str:
+    rows = []
+    for row in summarize(report):
+        exact = row.limit == "exact"
+        words = f"{row.max_abs}, must be 0" if exact else f"{row.max_abs} of {row.limit}"
+        rows.append((row.check, row.ratio, words, _BAR_STYLES[row.verdict]))
+    return bar_plot(rows, title="Largest error of each check as a fraction of its tolerance")
+
+
+def _error_plot(
+    report: ParityReport, cases: tuple[CaseReport, ...], main: CaseReport | None
+) -> str:
+    series = []
+    for case in _main_last(cases, main):
+        points = tuple(
+            (float(step.step), step.comparison.max_abs)
+            for step in case.steps
+            if step.comparison.max_abs is not None
+        )
+        series.append(Series(case.name, points, "main" if case is main else "faint"))
+    limit = _limit(report)
+    return line_plot(series, Rule(limit, f"tolerance {limit:.0e}"), title="Logit error by step")
+
+
+def _gap_plot(report: ParityReport, cases: tuple[CaseReport, ...], main: CaseReport | None) -> str:
+    series = []
+    for case in _main_last(cases, main):
+        points = tuple((float(step.step), step.gap) for step in case.steps if step.gap is not None)
+        series.append(Series(case.name, points, "main" if case is main else "faint"))
+    margin = report.near_tie_margin
+    rule = Rule(margin, f"near-tie margin {margin:.0e}")
+    return line_plot(series, rule, title="Gap of PyTorch's two largest logits by step", least=-6)
+
+
+def _main_last(cases: tuple[CaseReport, ...], main: CaseReport | None) -> list[CaseReport]:
+    """SVG paints in order: what comes last lies on top."""
+    return sorted(cases, key=lambda case: case is main)
+
+
+def _histogram(report: ParityReport) -> str:
+    edges = report.error_bin_edges
+    totals = [0] * (len(edges) + 1)
+    for case in report.cases:
+        for index, count in enumerate(case.error_counts):
+            totals[index] += count
+    limit = _limit(report)
+    rule = Rule(limit, f"tolerance {limit:.0e}")
+    return histogram_plot(edges, totals, rule, title="Histogram of the errors of all logits")

@@ -1,0 +1,232 @@
+"""Small SVG plots for the HTML report, as strings; colours come from the page's CSS classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Rule", "Series", "bar_plot", "histogram_plot", "line_plot"]
+
+_WIDTH, _HEIGHT = 560, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 36
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a plot.
+
+    Attributes:
+        label: shown while the pointer rests on it.
+        points: (x, y); y of zero or less is drawn on the floor of the logarithmic axis.
+        style: CSS class: "main" or "faint".
+    """
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+    style: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A horizontal (or, in a histogram, vertical) line at a limit."""
+
+    value: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class _LogAxis:
+    """Maps a positive value to a fraction of the axis; whole decades at both ends."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def around(cls, values: Sequence[float], least: int) -> _LogAxis:
+        logs = [math.log10(value) for value in values if value > 0]
+        low = max(least, math.floor(min(logs, default=least)))
+        return cls(low, max(low + 1, math.ceil(max(logs, default=low + 1) + 1e-9)))
+
+    def fraction(self, value: float) -> float:
+        log = math.log10(value) if value > 0 else float(self.low)
+        return min(1.0, max(0.0, (log - self.low) / (self.high - self.low)))
+
+    def ticks(self) -> list[int]:
+        step = max(1, math.ceil((self.high - self.low) / 6))
+        return list(range(self.low, self.high + 1, step))
+
+
+def line_plot(series: Sequence[Series], rule: Rule, *, title: str, least: int = -9) -> str:
+    """Lines over generated steps on a logarithmic y axis, with a line at a limit.
+
+    Args:
+        series: drawn in this order, so that the last lies on top.
+        rule: the limit.
+        title: told to screen readers.
+        least: exponent of the lowest value that the axis may start at.
+    """
+    axis = _LogAxis.around([y for one in series for _, y in one.points] + [rule.value], least)
+    last = max((x for one in series for x, _ in one.points), default=0)
+    parts = [_y_grid(axis), _x_labels(int(last))]
+    for one in series:
+        places = [(_x(x / last if last else 0.5), _y(axis.fraction(y))) for x, y in one.points]
+        parts.append(_polyline(one, places))
+    parts.append(_rule(_y(axis.fraction(rule.value)), rule.label))
+    return _svg(title, parts)
+
+
+def bar_plot(rows: Sequence[tuple[str, float | None, str, str]], *, title: str) -> str:
+    """Horizontal bars of error / tolerance on a logarithmic axis that ends beyond 1.
+
+    Args:
+        rows: (label, ratio or None for no bar, words beside the bar, CSS class).
+        title: told to screen readers.
+    """
+    axis = _LogAxis.around([1e-4, 5.0, *(row[1] or 1.0 for row in rows)], -6)
+    axis = _LogAxis(axis.low, min(axis.high, 6))
+    left, right, pitch = 120, _WIDTH - 110, 30
+    height = _TOP + pitch * len(rows) + _BOTTOM
+
+    def place(value: float) -> float:
+        return left + axis.fraction(value) * (right - left)
+
+    parts = []
+    for exponent in axis.ticks():
+        x = place(10.0**exponent)
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height - 30}"/>'
+        )
+        parts.append(_text(x, height - 16, _power(exponent), "middle"))
+    for index, (label, ratio, words, style) in enumerate(rows):
+        middle = _TOP + pitch * index + pitch / 2
+        end = left if ratio is None else place(ratio)
+        width = 0.0 if ratio is None else max(2.0, end - left)
+        parts.append(_text(left - 10, middle + 4, label, "end", "name"))
+        hint = f"<title>{escape(label)}: {escape(words)}</title>"
+        parts.append(
+            f'<rect class="bar {style}" x="{left}" y="{middle - 7:.1f}" '
+            f'width="{width:.1f}" height="14">{hint}</rect>'
+        )
+        parts.append(_text(_WIDTH - 4, middle + 4, words, "end"))
+    limit = place(1.0)
+    parts.append(
+        f'<line class="rule" x1="{limit:.1f}" x2="{limit:.1f}" y1="4" y2="{height - 30}"/>'
+    )
+    parts.append(_text(left, height - 2, "max_abs / tolerance", "start"))
+    return _svg(title, parts, height)
+
+
+def histogram_plot(edges: Sequence[float], counts: Sequence[int], rule: Rule, *, title: str) -> str:
+    """How many values differ by how much: bins of a logarithmic x axis, logarithmic counts."""
+    low, high = math.log10(edges[0]), math.log10(edges[-1])
+    slots = len(counts)
+    most = math.log10(max(*counts, 1)) + 0.3
+    parts = [
+        f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{_y(0):.1f}" y2="{_y(0):.1f}"/>'
+    ]
+    for exponent in range(int(most) + 1):
+        y = _y((exponent + 0.3) / (most + 0.3))
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(_text(_LEFT - 6, y + 4, _power(exponent), "end"))
+    width = (_x(1) - _LEFT) / slots
+    for index, count in enumerate(counts):
+        if not count:
+            continue
+        top = _y((math.log10(count) + 0.3) / (most + 0.3))
+        style = "bad" if index and edges[index - 1] >= rule.value else "good"
+        parts.append(
+            f'<rect class="bar {style}" x="{_LEFT + index * width + 0.5:.1f}" y="{top:.1f}" '
+            f'width="{width - 1:.1f}" height="{_y(0) - top:.1f}">'
+            f"<title>{_bin_name(edges, index)}: {count}</title></rect>"
+        )
+
+    def place(value: float) -> float:
+        return _LEFT + width * (1 + (math.log10(value) - low) / (high - low) * (slots - 2))
+
+    parts += [
+        _text(place(10.0**exponent), _HEIGHT - 20, _power(exponent), "middle")
+        for exponent in range(round(low) + 1, round(high) + 1, 2)
+    ]
+    parts.append(_text(_LEFT, _HEIGHT - 20, "0", "start"))
+    parts.append(_text(_x(1), _HEIGHT - 4, "|bundle - PyTorch| of a logit", "end"))
+    x = place(rule.value)
+    parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_y(0):.1f}"/>')
+    parts.append(_text(x + 5, _TOP + 8, rule.label, "start", "limit"))
+    return _svg(title, parts)
+
+
+def _bin_name(edges: Sequence[float], index: int) -> str:
+    if index == 0:
+        return f"below {edges[0]:.1e}"
+    if index == len(edges):
+        return f"{edges[-1]:.1e} or more"
+    return f"{edges[index - 1]:.1e} to {edges[index]:.1e}"
+
+
+def _x(fraction: float) -> float:
+    return _LEFT + fraction * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _y(fraction: float) -> float:
+    return _TOP + (1 - fraction) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _y_grid(axis: _LogAxis) -> str:
+    parts = []
+    for exponent in axis.ticks():
+        y = _y(axis.fraction(10.0**exponent))
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(_text(_LEFT - 6, y + 4, _power(exponent), "end"))
+    return "".join(parts)
+
+
+def _x_labels(last: int) -> str:
+    pitch = max(1, math.ceil(last / 8 / 4) * 4) if last > 8 else 1
+    marks = [*range(0, last + 1, pitch)]
+    parts = [
+        _text(_x(mark / last if last else 0.5), _HEIGHT - 20, str(mark), "middle") for mark in marks
+    ]
+    return "".join([*parts, _text(_x(1), _HEIGHT - 4, "generated step", "end")])
+
+
+def _polyline(series: Series, places: Sequence[tuple[float, float]]) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    dots = "".join(
+        f'<circle class="{series.style}" cx="{x:.1f}" cy="{y:.1f}" r="2">'
+        f"<title>{escape(series.label)}, step {point[0]:.0f}: {point[1]:.3g}</title></circle>"
+        for (x, y), point in zip(places, series.points, strict=True)
+    )
+    return f'<polyline class="{series.style}" points="{path}"/>{dots}'
+
+
+def _rule(y: float, label: str) -> str:
+    line = f'<line class="rule" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return line + _text(_x(1), y - 5 if y > _TOP + 16 else y + 13, label, "end", "limit")
+
+
+def _text(x: float, y: float, words: str, anchor: str, style: str = "tick") -> str:
+    return (
+        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+        f"{escape(words)}</text>"
+    )
+
+
+def _power(exponent: int) -> str:
+    return "1" if exponent == 0 else f"1e{exponent}"
+
+
+def _svg(title: str, parts: Sequence[str], height: float = _HEIGHT) -> str:
+    body = "".join(parts)
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
+        f"{body}</svg>"
+    )

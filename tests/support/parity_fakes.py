@@ -1,0 +1,162 @@
+"""A reference and a bundle that are scripts: quick, exact, and wrong where a test wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from vlmport.api.builtin_cases import Case
+from vlmport.api.parity_model import PromptTokens, TokensAndText
+from vlmport.export.reference import ReferenceAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["END", "VOCAB", "FakeModel", "FakeReference", "fake_cases"]
+
+VOCAB = 12
+END = 0
+_TOKENS_AN_IMAGE = 4
+
+
+def fake_cases() -> tuple[Case, ...]:
+    text: dict[str, str] = {"type": "text", "text": "Hi"}
+    question: dict[str, str] = {"type": "text", "text": "What is <this> & that?"}
+    image = {"type": "image"}
+    picture = Image.new("RGB", (8, 6), (10, 200, 90))
+    return (
+        Case("text", (text,), ()),
+        Case("picture", (image, question), (picture,)),
+        Case("two", (image, image, text), (picture, Image.new("L", (5, 5), 77))),
+    )
+
+
+def _prompt(messages: Sequence[dict[str, Any]]) -> str:
+    return "".join(str(part) for part in messages[0]["content"])
+
+
+@dataclass
+class FakeReference:
+    """Answers every prompt with a fixed sequence of tokens, each a clear winner.
+
+    Attributes:
+        length: tokens before the end-of-sequence token.
+        edit_logits: changes the logits [steps, vocab_size] of every answer.
+    """
+
+    length: int = 6
+    edit_logits: Callable[[NDArray[np.float32]], None] = lambda logits: None
+
+    def pixel_values(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        sized = [np.asarray(image.resize((4, 4)), np.float32) for image in images]
+        return np.stack(sized).transpose(0, 3, 1, 2) / 255
+
+    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return pixel_values.reshape(len(pixel_values), 4, 12) * 100 + 1
+
+    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return vision_features[..., :6] / 50
+
+    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        table = np.random.default_rng(0).standard_normal((128, 6)).astype(np.float32)
+        return table[input_ids]
+
+    def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
+        return np.array([ord(letter) % 128 for letter in _prompt(messages)], np.int64)
+
+    def logits(self, messages: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
+        random = np.random.default_rng(len(_prompt(messages)))
+        logits = random.standard_normal((self.length + 1, VOCAB)).astype(np.float32)
+        winners = [*random.integers(1, VOCAB, self.length), END]
+        logits[np.arange(self.length + 1), winners] = 6.0
+        self.edit_logits(logits)
+        return logits
+
+    def greedy(
+        self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], max_new_tokens: int
+    ) -> ReferenceAnswer:
+        logits = self.logits(messages)[:max_new_tokens]
+        token_ids = np.array([_choice(row) for row in logits], np.int64)
+        return ReferenceAnswer(self.prompt_ids(messages), token_ids, logits, _text(token_ids))
+
+
+@dataclass
+class FakeModel:
+    """A bundle of `reference`, exact but for what a test plants in it.
+
+    Attributes:
+        reference: what it imitates.
+        edits: method name -> function that gets its right result and returns another.
+        edit_logits: changes the logits [steps, vocab_size] of a case; gets the case's name.
+        edit_batch: the same, in batches of several cases only.
+        edit_tokens: what is answered in place of the argmax of each step.
+    """
+
+    reference: FakeReference = field(default_factory=FakeReference)
+    edits: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    edit_logits: Callable[[str, NDArray[np.float32]], None] = lambda name, logits: None
+    edit_batch: Callable[[str, NDArray[np.float32]], None] = lambda name, logits: None
+    edit_tokens: Callable[[list[int]], list[int]] = lambda token_ids: token_ids
+    max_length: int = 4096
+
+    def preprocess(self, images: Sequence[Path | Image.Image]) -> NDArray[np.float32]:
+        opened = [image for image in images if isinstance(image, Image.Image)]
+        pixels = self.reference.pixel_values([image.convert("RGB") for image in opened])
+        return self._edited("preprocess", pixels)
+
+    def encode(self, messages: Sequence[dict[str, Any]]) -> PromptTokens:
+        ids = self._edited("encode", self.reference.prompt_ids(messages))
+        images = sum(part["type"] == "image" for part in messages[0]["content"])
+        return PromptTokens(ids, len(ids) + images * _TOKENS_AN_IMAGE)
+
+    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._edited("vision_features", self.reference.vision_features(pixel_values))
+
+    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._edited("image_features", self.reference.image_features(vision_features))
+
+    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._edited("inputs_embeds", self.reference.inputs_embeds(input_ids))
+
+    def greedy(
+        self,
+        cases: Sequence[Case],
+        max_new_tokens: int,
+        on_logits: Callable[[NDArray[np.float32]], None],
+    ) -> list[TokensAndText]:
+        rows = [self._logits(case, len(cases) > 1, max_new_tokens) for case in cases]
+        width = rows[0].shape[1]
+        # One buffer for all steps, and rubbish after a row's end, as a runtime may do it.
+        buffer = np.empty((len(cases), width), np.float32)
+        for step in range(max(len(logits) for logits in rows)):
+            for index, logits in enumerate(rows):
+                buffer[index] = logits[step] if step < len(logits) else np.nan
+            on_logits(buffer)
+        answers = [self.edit_tokens([_choice(row) for row in logits]) for logits in rows]
+        return [TokensAndText(tuple(ids), _text(ids)) for ids in answers]
+
+    def _logits(self, case: Case, is_batch: bool, max_new_tokens: int) -> NDArray[np.float32]:
+        room = self.max_length - self.encode(case.messages).length
+        logits = self.reference.logits(case.messages)[: min(max_new_tokens, room)].copy()
+        self.edit_logits(case.name, logits)
+        if is_batch:
+            self.edit_batch(case.name, logits)
+        return self._edited("logits", logits)
+
+    def _edited(self, method: str, result: Any) -> Any:
+        return self.edits.get(method, lambda unchanged: unchanged)(result)
+
+
+def _choice(logits: NDArray[np.float32]) -> int:
+    return int(np.nan_to_num(logits, nan=-np.inf).argmax())
+
+
+def _text(token_ids: Sequence[int] | NDArray[np.int64]) -> str:
+    return " ".join(f"<{int(token)}>" for token in token_ids if token != END)
