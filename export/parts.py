@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -69,7 +70,9 @@ class Parts:
 
     def build_tower(self) -> PreTrainedModel:
         """The whole tower, on the current default device."""
-        return cast("PreTrainedModel", AutoModel.from_config(self.tower))
+        # Without a dtype, the one that a half-precision checkpoint's config names would be used.
+        tower = AutoModel.from_config(self.tower, dtype=torch.float32)
+        return cast("PreTrainedModel", tower)
 
     def build_language_model(self, attention: str) -> PreTrainedModel:
         """The causal language model, on the current default device.
@@ -79,7 +82,9 @@ class Parts:
         """
         # transformers writes the attention's name into the config that it is given.
         config = copy.deepcopy(self.text)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, dtype=torch.float32
+        )
         head = model.get_output_embeddings()
         if not self.head_bias and head.bias is not None:
             head = nn.Linear(head.in_features, head.out_features, bias=False)

@@ -88,7 +88,7 @@ def _vlmport(arguments: list[str]) -> tuple[float, int]:
     """(seconds, peak resident bytes) of a vlmport command; its output goes to stderr."""
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "vlmport.cli.main", *arguments], stdout=sys.stderr
+        [sys.executable, "-m", "vlmport", *arguments], stdout=sys.stderr
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -69,15 +69,23 @@ def fault_of(comparison: Comparison, tolerance: Tolerance | None, other: str) ->
         return f"{other} itself has {comparison.reference_nonfinite} values that are NaN or Inf"
     if tolerance is None:
         return None
-    faults = []
-    names = ("max_abs", "mean_abs")
-    values = (comparison.max_abs, comparison.mean_abs)
-    for name, value, limit in zip(names, values, limits_of(comparison, tolerance), strict=True):
-        if value is not None and limit is not None and value > limit:
-            faults.append(
-                f"{name} {value:.3g}; tolerance {limit:.3g}{_basis(comparison, tolerance)}"
-            )
-    return "; ".join(faults) or None
+    max_limit, mean_limit = limits_of(comparison, tolerance)
+    faults = [
+        _excess("max_abs", comparison.max_abs, max_limit, comparison.reference_max_abs, tolerance),
+        _excess(
+            "mean_abs", comparison.mean_abs, mean_limit, comparison.reference_mean_abs, tolerance
+        ),
+    ]
+    return "; ".join(fault for fault in faults if fault) or None
+
+
+def _excess(
+    name: str, value: float | None, limit: float | None, magnitude: float | None, row: Tolerance
+) -> str | None:
+    if value is None or limit is None or value <= limit:
+        return None
+    basis = f" ({limit / magnitude:.0e} of {magnitude:.3g})" if row.is_relative and magnitude else ""
+    return f"{name} {value:.3g}; tolerance {limit:.3g}{basis}"
 
 
 def _cosine(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
@@ -86,9 +94,3 @@ def _cosine(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
         return 1.0 if norms[0] == norms[1] else 0.0
     cosine = float(np.dot(ours / norms[0], theirs / norms[1]))
     return min(1.0, max(-1.0, cosine))
-
-
-def _basis(comparison: Comparison, tolerance: Tolerance) -> str:
-    if not tolerance.is_relative:
-        return ""
-    return f" (a fraction of the reference's magnitude, at most {comparison.reference_max_abs:.3g})"

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+from vlmport.api.parity_html import report_html
+from vlmport.api.parity_report import ParityReport
+from vlmport.api.parity_summary import shown
+
+_VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """Collects the text, the tags and the attributes, and checks that tags close in order."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(content)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_it_is_one_well_formed_file_without_links(failing: ParityReport) -> None:
+    content = report_html(failing)
+    page = Page(content)
+    assert not {"script", "link", "img", "iframe", "a", "object", "embed"} & set(page.tags)
+    assert not {"src", "href", "xlink:href", "srcset"} & {name for name, _ in page.attributes}
+    assert "://" not in content
+    assert "url(" not in content
+    assert "@import" not in content
+
+
+def test_it_contains_every_number(failing: ParityReport) -> None:
+    text = Page(report_html(failing)).text
+    comparisons = [check.comparison for case in failing.cases for check in case.checks]
+    comparisons += [step.comparison for case in failing.cases for step in case.steps]
+    for comparison in comparisons:
+        for number in (comparison.max_abs, comparison.mean_abs):
+            assert shown(number) in text
+        assert comparison.cosine is None or f"{comparison.cosine:.9f}" in text
+    for case in failing.cases:
+        assert all(shown(step.gap) in text for step in case.steps)
+        assert " ".join(map(str, case.token_ids)) in text
+        assert " ".join(map(str, case.reference_token_ids)) in text
+    for finding in failing.findings:
+        assert finding.message in text
+    for row in failing.tolerances:
+        assert row.reason in text
+    assert "nan" not in text
+
+
+def test_it_has_the_plots(passing: ParityReport) -> None:
+    page = Page(report_html(passing))
+    assert page.tags.count("svg") == 4 + 2 * len(passing.cases)
+    assert "tolerance 1e-04" in page.text
+    assert "near-tie margin 2e-04" in page.text
+
+
+def test_texts_of_a_chat_are_escaped(passing: ParityReport) -> None:
+    case = replace(passing.cases[0], prompt="<script>alert(1)</script>", text="<b>&amp;</b>")
+    page = Page(report_html(replace(passing, cases=(case,))))
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.text
+    assert "<b>&amp;</b>" in page.text
+
+
+def test_names_of_cases_are_escaped_in_plots(passing: ParityReport) -> None:
+    case = replace(passing.cases[0], name='"><script>')
+    page = Page(report_html(replace(passing, cases=(case,))))
+    assert "script" not in page.tags
+
+
+def test_a_report_without_cases_or_answers_is_shown(passing: ParityReport) -> None:
+    assert Page(report_html(replace(passing, cases=()))).tags.count("svg") == 4
+    empty = replace(passing.cases[0], steps=(), token_ids=(), error_counts=(), batch=None)
+    assert "0 steps compared" in Page(report_html(replace(passing, cases=(empty,)))).text
+
+
+def test_it_knows_dark_mode(passing: ParityReport) -> None:
+    assert "prefers-color-scheme: dark" in report_html(passing)
