@@ -51,8 +51,6 @@ _RELEASED: dict[str, dict[str, Any]] = {
         "image_size": 224,
     },
 }
-# TinyLLaVABench finetuned the tower and names its own copies of it.
-_COPIES = {"-siglip": "google/siglip-so400m-patch14-384"}
 
 
 def tower_config(checkpoint: Path, section: Mapping[str, Any]) -> PretrainedConfig:
@@ -89,12 +87,11 @@ def known_tower(checkpoint: Path, name: str) -> PretrainedConfig:
     if inside and (local / "config.json").is_file():
         content = read_json(local / "config.json")
         return tower_config(checkpoint, content.get("vision_config", content))
-    released = next((full for end, full in _COPIES.items() if name.lower().endswith(end)), name)
-    if released not in _RELEASED:
+    if name not in _RELEASED:
         msg = (
             f"{checkpoint}/config.json: the vision tower {name!r} is not in the checkpoint; "
             f"{close_matches(name, _RELEASED)}; or put its config.json into the folder {name} of "
             "the checkpoint"
         )
         raise CheckpointError(msg)
-    return tower_config(checkpoint, _RELEASED[released])
+    return tower_config(checkpoint, _RELEASED[name])

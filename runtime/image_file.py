@@ -22,7 +22,8 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
         source: a path, or an open Pillow image.
 
     Returns:
-        An RGB image; the same steps as `transformers.image_utils.load_image`.
+        An RGB image without transparency: what `transformers.image_utils.load_image` and the first
+        step of its image processors give together.
 
     Raises:
         InputError: if there is no readable picture, or it has more than `MAX_PIXELS` pixels.
@@ -61,4 +62,10 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     if width == 0 or height == 0:
         msg = f"{name}: found {width} x {height} pixels; expected at least one"
         raise InputError(msg)
-    return ImageOps.exif_transpose(image).convert("RGB")
+    opened = ImageOps.exif_transpose(image).convert("RGB")
+    if opened.info.get("transparency") is None:
+        return opened
+    # A palette's transparent colour survives as a note on the RGB picture, and transformers' image
+    # processors (5.23) then put the picture onto white.
+    white = Image.new("RGBA", opened.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, opened.convert("RGBA")).convert("RGB")

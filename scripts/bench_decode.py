@@ -30,7 +30,7 @@ from vlmport.export.family import load_reference
 from vlmport.runtime import VisionLanguageModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -92,12 +92,10 @@ def _bandwidth_section(model: VisionLanguageModel, rounds: int) -> dict[str, flo
     for _ in range(rounds):
         best = min(_seconds(read) for read in reads.values() for _ in range(2))
         bandwidths.append(big.nbytes / best)
-        for session in sessions.values():
-            session.seconds = 0.0
-        step, total = _decode(model, context=64, tokens=_NEW_TOKENS, max_length=256)
-        inside = sum(session.seconds for session in sessions.values())
+        timed = list(sessions.values())
+        step, total = _decode(model, 64, _NEW_TOKENS, 256, timed)
         steps.append(step)
-        overheads.append(total / inside - 1)
+        overheads.append(total / sum(session.seconds for session in timed) - 1)
     opened.update(plain)
     step, bandwidth = statistics.median(steps), max(bandwidths)
     return {
@@ -173,7 +171,11 @@ def _ratio(times: dict[str, list[float]]) -> float:
 
 
 def _decode(
-    model: VisionLanguageModel, context: int, tokens: int, max_length: int
+    model: VisionLanguageModel,
+    context: int,
+    tokens: int,
+    max_length: int,
+    timed: Sequence[_TimedSession] = (),
 ) -> tuple[float, float]:
     """(median seconds of a step, seconds of all steps) after a prompt of random embeddings."""
     hidden = model.manifest.dimensions.hidden_size
@@ -182,6 +184,8 @@ def _decode(
     decoding = model._backend.start(1, max_length)
     logits = decoding.prefill(embeds, np.array([context]))
     active = np.array([True])
+    for session in timed:
+        session.seconds = 0.0
     seconds = []
     for _ in range(tokens):
         started = time.perf_counter()

@@ -87,9 +87,7 @@ def _copy(source: Path, target: Path) -> float:
 def _vlmport(arguments: list[str]) -> tuple[float, int]:
     """(seconds, peak resident bytes) of a vlmport command; its output goes to stderr."""
     started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vlmport", *arguments], stdout=sys.stderr
-    )
+    process = subprocess.Popen([sys.executable, "-m", "vlmport", *arguments], stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"vlmport {arguments[0]} failed")

@@ -83,7 +83,8 @@ def main() -> None:
         faults.append("the parity report's verdict is FAIL")
     if not answers[0].is_right:
         first = answers[0]
-        faults.append(f"{first.question.text}: {first.bundle.text!r}; {first.question.answer!r}")
+        wanted = first.question.answer
+        faults.append(f"{first.question.text}: {first.bundle.text!r}; expected {wanted!r}")
     for fault in faults:
         console.print(fault, style="red", markup=False)
     console.print("[bold red]FAIL[/]" if faults else "[bold green]PASS[/]")

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from tiny.evaluation import accuracy, answer, table
+from tiny.evaluation import accuracy, answer, table, with_wrong_pictures
 from tiny.questions import Sample, heldout
 from tiny.tinyllava import build_tinyllava, load_tinyllava
 from tiny.training import Schedule, make_pictures, train
@@ -39,9 +39,12 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     if not arguments.evaluate_only:
         _train(arguments)
+    family = load_tinyllava(arguments.output)
     samples = heldout(arguments.heldout, HELDOUT_SEED)
-    answers = answer(load_tinyllava(arguments.output), samples)
-    print(table(accuracy(samples, answers)))
+    print(table(accuracy(samples, answer(family, samples))))
+    wrong = with_wrong_pictures(samples)
+    print("control, each question with another picture:")
+    print(table(accuracy(wrong, answer(family, wrong))))
     _write_samples(samples[:SAMPLE_DRAWINGS], arguments.samples)
 
 

@@ -127,6 +127,8 @@ _BENCH_TYPES = {
     "tiny_llava_phi": "phi",
     "tiny_llava_stablelm": "stablelm",
 }
+# TinyLLaVABench finetuned this tower and names its copies "...-SigLIP".
+_BENCH_SIGLIP = "google/siglip-so400m-patch14-384"
 _CONNECTORS = ("linear", "mlp2x_gelu", "mlp3x_gelu", "resampler")
 _LANGUAGE_MODELS = ("llama", "phi", "stablelm")
 
@@ -137,7 +139,9 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
         return _plan_transformers(checkpoint)
     if checkpoint.model_type in _BENCH_TYPES:
         text = _language_config(checkpoint, config, _BENCH_TYPES[checkpoint.model_type])
-        tower = known_tower(checkpoint.path, str(_needed(checkpoint, "mm_vision_tower")))
+        named = str(_needed(checkpoint, "mm_vision_tower"))
+        is_copy = named.lower().endswith("-siglip")
+        tower = known_tower(checkpoint.path, _BENCH_SIGLIP if is_copy else named)
         names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature")
         kind, layer, select = (_needed(checkpoint, name) for name in names)
         return _plan_factory(checkpoint, "bench", text, tower, str(kind), int(layer), str(select))

@@ -50,7 +50,8 @@ class PerceiverResampler(nn.Module):
         num_queries: latents, and so image tokens.
         num_layers: blocks of attention and feed-forward.
 
-    Source: Alayrac et al. 2022, "Flamingo", section 3.1; parameter names of TinyLLaVA_Factory.
+    Source: Alayrac et al. 2022, "Flamingo", section 3.1; parameter names as in the
+    checkpoints that use it.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor
 from tiny.family import TinyFamily
 from tiny.questions import KINDS, Sample
 
-__all__ = ["accuracy", "answer", "table"]
+__all__ = ["accuracy", "answer", "table", "with_wrong_pictures"]
 
 LONGEST_ANSWER = 12  # tokens; the longest right answer has six words, most of one token each
 BATCH = 64
@@ -46,6 +46,18 @@ def accuracy(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, flo
         right["overall"].append(is_right)
         right[sample.question.kind].append(is_right)
     return {kind: sum(marks) / len(marks) for kind, marks in right.items() if marks}
+
+
+def with_wrong_pictures(samples: Sequence[Sample]) -> list[Sample]:
+    """Gives every question the drawing of the next question of its kind: a control for guessing.
+
+    A model that looks at the picture answers these about as often right as chance would have it.
+    """
+    step = len(KINDS)
+    moved = [*samples[step:], *samples[:step]]
+    return [
+        Sample(other.drawing, sample.question) for sample, other in zip(samples, moved, strict=True)
+    ]
 
 
 def table(shares: dict[str, float]) -> str:

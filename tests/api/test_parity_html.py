@@ -76,6 +76,12 @@ def test_it_has_the_plots(passing: ParityReport) -> None:
     assert "near-tie margin 2e-04" in page.text
 
 
+def test_steps_without_a_number_are_crossed(failing: ParityReport, passing: ParityReport) -> None:
+    crosses = [value for name, value in Page(report_html(failing)).attributes if value == "cross"]
+    assert len(crosses) == 2  # the NaN of one step, among all cases and in its own case
+    assert "cross" not in {value for _, value in Page(report_html(passing)).attributes}
+
+
 def test_texts_of_a_chat_are_escaped(passing: ParityReport) -> None:
     case = replace(passing.cases[0], prompt="<script>alert(1)</script>", text="<b>&amp;</b>")
     page = Page(report_html(replace(passing, cases=(case,))))

@@ -56,17 +56,17 @@ class FakeReference:
 
     def pixel_values(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         sized = [np.asarray(image.resize((4, 4)), np.float32) for image in images]
-        return np.stack(sized).transpose(0, 3, 1, 2) / 255
+        return (np.stack(sized).transpose(0, 3, 1, 2) / 255).astype(np.float32)
 
     def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         return pixel_values.reshape(len(pixel_values), 4, 12) * 100 + 1
 
     def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        return vision_features[..., :6] / 50
+        return (vision_features[..., :6] / 50).astype(np.float32)
 
     def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        table = np.random.default_rng(0).standard_normal((128, 6)).astype(np.float32)
-        return table[input_ids]
+        table = np.random.default_rng(0).standard_normal((128, 6), np.float32)
+        return np.asarray(table[input_ids], np.float32)
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
         return np.array([ord(letter) % 128 for letter in _prompt(messages)], np.int64)
@@ -150,8 +150,9 @@ class FakeModel:
             self.edit_batch(case.name, logits)
         return self._edited("logits", logits)
 
-    def _edited(self, method: str, result: Any) -> Any:
-        return self.edits.get(method, lambda unchanged: unchanged)(result)
+    def _edited(self, method: str, result: NDArray[Any]) -> NDArray[Any]:
+        edited: NDArray[Any] = self.edits.get(method, lambda unchanged: unchanged)(result)
+        return edited
 
 
 def _choice(logits: NDArray[np.float32]) -> int:

@@ -56,8 +56,10 @@ def _limit(report: ParityReport) -> float:
 def _bars(report: ParityReport) -> str:
     rows = []
     for row in summarize(report):
-        exact = row.limit == "exact"
-        words = f"{row.max_abs}, must be 0" if exact else f"{row.max_abs} of {row.limit}"
+        if row.max_abs == shown(None):
+            words = "not comparable"
+        else:
+            words = f"{row.max_abs}{', must be 0' if row.limit == 'exact' else f' of {row.limit}'}"
         rows.append((row.check, row.ratio, words, _BAR_STYLES[row.verdict]))
     return bar_plot(rows, title="Largest error of each check as a fraction of its tolerance")
 
@@ -67,11 +69,7 @@ def _error_plot(
 ) -> str:
     series = []
     for case in _main_last(cases, main):
-        points = tuple(
-            (float(step.step), step.comparison.max_abs)
-            for step in case.steps
-            if step.comparison.max_abs is not None
-        )
+        points = tuple((step.step, step.comparison.max_abs) for step in case.steps)
         series.append(Series(case.name, points, "main" if case is main else "faint"))
     limit = _limit(report)
     return line_plot(series, Rule(limit, f"tolerance {limit:.0e}"), title="Logit error by step")
@@ -80,7 +78,7 @@ def _error_plot(
 def _gap_plot(report: ParityReport, cases: tuple[CaseReport, ...], main: CaseReport | None) -> str:
     series = []
     for case in _main_last(cases, main):
-        points = tuple((float(step.step), step.gap) for step in case.steps if step.gap is not None)
+        points = tuple((step.step, step.gap) for step in case.steps)
         series.append(Series(case.name, points, "main" if case is main else "faint"))
     margin = report.near_tie_margin
     rule = Rule(margin, f"near-tie margin {margin:.0e}")

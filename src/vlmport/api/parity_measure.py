@@ -84,7 +84,9 @@ def _excess(
 ) -> str | None:
     if value is None or limit is None or value <= limit:
         return None
-    basis = f" ({limit / magnitude:.0e} of {magnitude:.3g})" if row.is_relative and magnitude else ""
+    basis = (
+        f" ({limit / magnitude:.0e} of {magnitude:.3g})" if row.is_relative and magnitude else ""
+    )
     return f"{name} {value:.3g}; tolerance {limit:.3g}{basis}"
 
 

@@ -88,9 +88,12 @@ def answer_totals(report: ParityReport) -> list[tuple[CheckName, str, Verdict]]:
     batched = [(case.batch.token_ids, case.token_ids) for case in cases if case.batch]
     same = sum(ours == theirs for ours, theirs in batched)
     batch = f"{same} of {len(batched)} answers as alone" if batched else "not run: one case only"
+    tokens = f"all {longest} tokens equal"
+    if equal < longest:
+        tokens = f"{equal} of {longest} tokens equal before the answers part"
     totals: list[tuple[CheckName, str]] = [
         ("prompt_tokens", f"{prompts} of {len(cases)} prompts equal"),
-        ("greedy_tokens", f"{equal} of {longest} tokens equal up to a fork" if equal < longest else f"all {longest} tokens equal"),
+        ("greedy_tokens", tokens),
         ("batch", batch),
     ]
     return [(check, words, _verdict(report, check)) for check, words in totals]

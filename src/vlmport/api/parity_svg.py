@@ -22,12 +22,13 @@ class Series:
 
     Attributes:
         label: shown while the pointer rests on it.
-        points: (x, y); y of zero or less is drawn on the floor of the logarithmic axis.
+        points: (x, y); y of zero or less is drawn on the floor of the logarithmic axis, None as a
+            cross at the top (NaN, Inf or no number at all).
         style: CSS class: "main" or "faint".
     """
 
     label: str
-    points: tuple[tuple[float, float], ...]
+    points: tuple[tuple[int, float | None], ...]
     style: str
 
 
@@ -41,20 +42,31 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class _LogAxis:
-    """Maps a positive value to a fraction of the axis; whole decades at both ends."""
+    """Maps a value to a fraction of the axis; whole decades at both ends.
+
+    Attributes:
+        low: exponent of the floor.
+        high: exponent of the top.
+        has_zero: whether the floor stands for zero.
+    """
 
     low: int
     high: int
+    has_zero: bool = False
 
     @classmethod
     def around(cls, values: Sequence[float], least: int) -> _LogAxis:
         logs = [math.log10(value) for value in values if value > 0]
-        low = max(least, math.floor(min(logs, default=least)))
-        return cls(low, max(low + 1, math.ceil(max(logs, default=low + 1) + 1e-9)))
+        has_zero = min(values) <= 0
+        low = max(least, math.floor(min(logs, default=least)) - has_zero)
+        return cls(low, max(low + 1, math.ceil(max(logs, default=low + 1) + 1e-9)), has_zero)
 
     def fraction(self, value: float) -> float:
         log = math.log10(value) if value > 0 else float(self.low)
         return min(1.0, max(0.0, (log - self.low) / (self.high - self.low)))
+
+    def name(self, exponent: int) -> str:
+        return "0" if self.has_zero and exponent == self.low else _power(exponent)
 
     def ticks(self) -> list[int]:
         step = max(1, math.ceil((self.high - self.low) / 6))
@@ -70,12 +82,11 @@ def line_plot(series: Sequence[Series], rule: Rule, *, title: str, least: int = 
         title: told to screen readers.
         least: exponent of the lowest value that the axis may start at.
     """
-    axis = _LogAxis.around([y for one in series for _, y in one.points] + [rule.value], least)
+    known = [y for one in series for _, y in one.points if y is not None]
+    axis = _LogAxis.around([*known, rule.value], least)
     last = max((x for one in series for x, _ in one.points), default=0)
-    parts = [_y_grid(axis), _x_labels(int(last))]
-    for one in series:
-        places = [(_x(x / last if last else 0.5), _y(axis.fraction(y))) for x, y in one.points]
-        parts.append(_polyline(one, places))
+    parts = [_y_grid(axis), _x_labels(last)]
+    parts += [_line(one, axis, last) for one in series]
     parts.append(_rule(_y(axis.fraction(rule.value)), rule.label))
     return _svg(title, parts)
 
@@ -185,7 +196,7 @@ def _y_grid(axis: _LogAxis) -> str:
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(_LEFT - 6, y + 4, _power(exponent), "end"))
+        parts.append(_text(_LEFT - 6, y + 4, axis.name(exponent), "end"))
     return "".join(parts)
 
 
@@ -198,14 +209,24 @@ def _x_labels(last: int) -> str:
     return "".join([*parts, _text(_x(1), _HEIGHT - 4, "generated step", "end")])
 
 
-def _polyline(series: Series, places: Sequence[tuple[float, float]]) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dots = "".join(
-        f'<circle class="{series.style}" cx="{x:.1f}" cy="{y:.1f}" r="2">'
-        f"<title>{escape(series.label)}, step {point[0]:.0f}: {point[1]:.3g}</title></circle>"
-        for (x, y), point in zip(places, series.points, strict=True)
-    )
-    return f'<polyline class="{series.style}" points="{path}"/>{dots}'
+def _line(series: Series, axis: _LogAxis, last: int) -> str:
+    """Runs of points joined by lines; a step without a number breaks the line."""
+    marks: list[str] = []
+    runs: list[list[str]] = [[]]
+    for step, value in series.points:
+        x = _x(step / last if last else 0.5)
+        hint = f"<title>{escape(series.label)}, step {step}: "
+        if value is None:
+            runs.append([])
+            cross = f"M{x - 4:.1f} {_TOP}l8 8m0 -8l-8 8"
+            marks.append(f'<path class="cross" d="{cross}">{hint}no number</title></path>')
+            continue
+        y = _y(axis.fraction(value))
+        runs[-1].append(f"{x:.1f},{y:.1f}")
+        dot = f'<circle class="{series.style}" cx="{x:.1f}" cy="{y:.1f}" r="2">'
+        marks.append(f"{dot}{hint}{value:.3g}</title></circle>")
+    lines = [f'<polyline class="{series.style}" points="{" ".join(run)}"/>' for run in runs if run]
+    return "".join([*lines, *marks])
 
 
 def _rule(y: float, label: str) -> str:

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from vlmport.errors import InputError, VlmportError
+from vlmport.runtime.sampling import SamplingOptions, TokenSampler, filtered_logits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VOCAB = 500
+
+
+def random_logits(seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(scale=3, size=VOCAB).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplingOptions(temperature=0.7),
+        SamplingOptions(temperature=1.3, top_k=7),
+        SamplingOptions(temperature=1.0, top_p=0.8),
+        SamplingOptions(temperature=1.0, min_p=0.05),
+        SamplingOptions(temperature=0.8, top_k=50, top_p=0.9, min_p=0.02),
+        SamplingOptions(temperature=1.0, top_k=VOCAB + 5),
+        SamplingOptions(temperature=1.0, top_p=1e-6),
+    ],
+)
+def test_kept_tokens_are_those_of_transformers(options: SamplingOptions, seed: int) -> None:
+    logits = random_logits(seed)
+    warpers: list[Any] = [TemperatureLogitsWarper(options.temperature)]
+    warpers += [TopKLogitsWarper(options.top_k)] if options.top_k else []
+    warpers += [TopPLogitsWarper(options.top_p)] if options.top_p < 1 else []
+    warpers += [MinPLogitsWarper(options.min_p)] if options.min_p else []
+    scores = torch.from_numpy(logits)[None]
+    for warper in warpers:
+        scores = warper(torch.zeros((1, 0), dtype=torch.long), scores)
+    expected = scores[0].numpy()
+    kept, values = filtered_logits(logits, options)
+    np.testing.assert_array_equal(kept, np.flatnonzero(np.isfinite(expected)))
+    np.testing.assert_allclose(values, expected[kept], rtol=1e-6)
+
+
+def test_repetition_penalty_is_that_of_transformers() -> None:
+    prompt, answer = np.array([3, 5, 5, 9]), [11, 3]
+    logits = random_logits(0)
+    sampler = TokenSampler(SamplingOptions(repetition_penalty=1.7), VOCAB)
+    sampler.start(prompt)
+    for token in answer:
+        forced = np.full(VOCAB, -1e9, np.float32)
+        forced[token] = 1e9
+        assert sampler.select(forced) == token
+    history = torch.tensor([[*prompt.tolist(), *answer]])
+    processor = RepetitionPenaltyLogitsProcessor(1.7)
+    expected = processor(history, torch.from_numpy(logits)[None])
+    assert sampler.select(logits) == int(expected.argmax())
+    np.testing.assert_allclose(sampler._penalised(logits)[:12], expected[0, :12], rtol=1e-6)
+
+
+def test_frequency_and_presence_penalties_count_the_answer_alone() -> None:
+    options = SamplingOptions(frequency_penalty=0.5, presence_penalty=1.0)
+    sampler = TokenSampler(options, 4)
+    sampler.start(np.array([1]))
+    logits = np.array([0.0, 3.0, 2.6, 0.0], np.float32)
+    # 3.0, then 3.0 - 1.5 < 2.6, then 2.6 - 1.5 < 1.5, then 3.0 - 2.0 < 1.1, then 2.6 - 2.0 < 1.0
+    assert [sampler.select(logits) for _ in range(5)] == [1, 2, 1, 2, 1]
+
+
+def test_draws_follow_the_distribution_and_the_seed() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+
+    def draws(seed: int) -> list[int]:
+        sampler = TokenSampler(SamplingOptions(temperature=1.0, seed=seed), 4)
+        return [sampler.select(logits) for _ in range(20000)]
+
+    counts = np.bincount(draws(1), minlength=4) / 20000
+    np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.012)
+    assert draws(1)[:50] == draws(1)[:50] != draws(2)[:50]
+
+
+def test_greedy_takes_the_first_of_equal_logits() -> None:
+    sampler = TokenSampler(SamplingOptions(), 4)
+    assert sampler.select(np.array([1, 2, 2, 0], np.float32)) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_numbers_that_are_none_are_reported(bad: float, temperature: float) -> None:
+    sampler = TokenSampler(SamplingOptions(temperature=temperature), 3)
+    with pytest.raises(VlmportError, match="overflowed"):
+        sampler.select(np.array([1, bad, 2], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
+        ("frequency_penalty", 3.0),
+        ("presence_penalty", float("nan")),
+        ("seed", -1),
+    ],
+)
+def test_values_outside_their_range_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name}: found {value}; expected"):
+        SamplingOptions(**{name: value})
+
+
+def test_all_wrong_values_are_listed_at_once() -> None:
+    with pytest.raises(InputError, match=r"top_p: .*; min_p: "):
+        SamplingOptions(top_p=2.0, min_p=2.0)
