@@ -92,13 +92,14 @@ def main() -> None:
 
 
 def read_questions() -> list[Question]:
-    """Reads one question of each kind from examples/questions."""
+    """Reads one question of each kind from examples/questions, if there is something to answer."""
     lines = (QUESTIONS / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
     by_kind: dict[str, Question] = {}
     for line in lines:
         entry = json.loads(line)
         question = Question(QUESTIONS / entry["image"], entry["text"], entry["answer"])
-        by_kind.setdefault(entry["kind"], question)
+        if entry["kind"] not in by_kind or by_kind[entry["kind"]].answer == "nothing":
+            by_kind[entry["kind"]] = question
     return list(by_kind.values())
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
@@ -144,3 +145,13 @@ def test_doctor_prints_one_json_object(run_cli: RunCli) -> None:
     code, out, _ = run_cli("doctor", "--json")
     assert code == 0
     assert json.loads(out)["vlmport"] == vlmport.__version__
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("NEAR_TIE", 0), ("FAIL", 1)])
+def test_the_exit_code_of_parity_follows_its_verdict(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, verdict: str, code: int
+) -> None:
+    report = SimpleNamespace(verdict=verdict)
+    monkeypatch.setattr("vlmport.api.parity.parity", lambda *_: report)
+    monkeypatch.setattr("vlmport.api.parity_render.print_report", lambda *_: None)
+    assert run_cli("parity", "checkpoint", "bundle")[0] == code

@@ -26,14 +26,14 @@ _MOST_FINDINGS = 12
 def print_report(report: ParityReport, console: Console) -> None:
     """Prints one row a check, then what is not PASS, then the verdict."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
     table.add_column("check", no_wrap=True)
     for heading in ("max_abs", "tolerance", "mean_abs", "cosine"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("worst case", overflow="ellipsis", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("worst case")  # alone may wrap: a narrow terminal must not cut numbers
     for row in summarize(report):
         numbers = (row.max_abs, row.limit, row.mean_abs, row.cosine)
-        table.add_row(row.check, *numbers, Text(row.case), _verdict(row.verdict))
+        table.add_row(_verdict(row.verdict), row.check, *numbers, Text(row.case))
     console.print(table)
     for check, words, verdict in answer_totals(report):
         line = Text(f"{check:<15}{words}  ")
