@@ -38,11 +38,11 @@ from vlmport.export.towers import known_tower, tower_config
 from vlmport.export.wrappers.connectors import PerceiverResampler, mlp_connector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
+    from collections.abc import Callable
 
     from transformers import PretrainedConfig
 
+    from vlmport.contract import SpecialTokens
     from vlmport.export.reference import Reference
     from vlmport.export.tensor_store import WeightFile
     from vlmport.export.weight_match import PrefixRule
@@ -180,53 +180,33 @@ def _plan_factory(
         raise CheckpointError(msg)
     connector, tokens_out = _connector(checkpoint, connector_kind, tower, text)
     parts = Parts(text, tower, layer, select == "patch", connector, tokens_out, head_bias=True)
-    tokenizer = load_tokenizer(checkpoint.path)
-    processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
-    image = image_preprocessing(processor, pad_to_square=aspect == "pad", side=tower.image_size)
-    tokens = special_tokens(checkpoint.path, tokenizer, None)
     prompt = PromptFormat(_FACTORY_TEMPLATE, _PLACEHOLDER, "chunks", add_special_tokens=True)
     if layout == "factory-separate":
         groups = [(weight_files(checkpoint.path / n), r) for n, r in _SEPARATE.items()]
     else:
         rules = _BENCH if layout == "bench" else _MERGED
         groups = [(weight_files(checkpoint.path), rules)]
-    store = part_store(checkpoint.path, parts, groups)
+    processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
+    shared = _Shared(checkpoint, parts, processor, groups, pads=aspect == "pad")
+    tokens = special_tokens(checkpoint.path, shared.tokenizer, None)
 
     def reference() -> Reference:
         return SplitReference(
             image_processor=processor,
-            pad_colour=image.pad_to_square,
-            vision_tower=load_module(parts.build_tower(), _TOWER, store),
+            pad_colour=shared.image.pad_to_square,
+            vision_tower=load_module(parts.build_tower(), _TOWER, shared.store),
             feature_layer=layer,
             drop_first_token=parts.drop_first_token,
-            connector=load_module(connector(), "connector.", store),
-            language_model=load_module(parts.build_language_model("sdpa"), _LM, store),
-            tokenizer=tokenizer,
+            connector=load_module(connector(), "connector.", shared.store),
+            language_model=load_module(parts.build_language_model("sdpa"), _LM, shared.store),
+            tokenizer=shared.tokenizer,
             prompt=prompt,
             special_tokens=tokens,
         )
 
-    limit = checkpoint.config.get("tokenizer_model_max_length") or text.max_position_embeddings
-    return ExportPlan(
-        variant=f"{text.model_type} + {_short(tower)}, {connector_kind}, {aspect}, {select}",
-        layout=layout,
-        graphs=parts.graphs(),
-        store=store,
-        dimensions=ModelDimensions(
-            text.hidden_size,
-            text.vocab_size,
-            min(int(limit), text.max_position_embeddings),
-            parts.image_tokens,
-        ),
-        kv_layout=parts.kv_layout,
-        image=image,
-        prompt=prompt,
-        special_tokens=tokens,
-        generation=GenerationDefaults(max_new_tokens=256, stop_strings=()),
-        tokenizer=fast_tokenizer(tokenizer),
-        source_files=_source_files(checkpoint.path, groups),
-        reference=reference,
-    )
+    variant = f"{text.model_type} + {_short(tower)}, {connector_kind}, {aspect}, {select}"
+    limit = checkpoint.config.get("tokenizer_model_max_length")
+    return shared.plan(layout, variant, prompt, tokens, limit, reference)
 
 
 def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
@@ -254,11 +234,11 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
         None,
         head_bias=False,  # LlavaForConditionalGeneration builds its head without one
     )
-    tokenizer = load_tokenizer(checkpoint.path)
     processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
-    image = image_preprocessing(
-        processor, pad_to_square=bool(getattr(processor, "do_pad", False)), side=tower.image_size
-    )
+    groups = [(weight_files(checkpoint.path), _TRANSFORMERS)]
+    pads = bool(getattr(processor, "do_pad", False))
+    shared = _Shared(checkpoint, parts, processor, groups, pads=pads)
+    tokenizer = shared.tokenizer
     tokens = special_tokens(checkpoint.path, tokenizer, config.image_token_index)
     placeholder = tokenizer.convert_ids_to_tokens(config.image_token_index)
     if not isinstance(placeholder, str):
@@ -267,10 +247,9 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
             "tokenizer; the tokenizer does not belong to this checkpoint"
         )
         raise CheckpointError(msg)
-    template = chat_template(checkpoint.path, tokenizer) or _BARE_TEMPLATE
+    template = chat_template(checkpoint.path, tokenizer)
+    template = template or _BARE_TEMPLATE.replace(_PLACEHOLDER, placeholder)
     prompt = PromptFormat(template, placeholder, "whole", add_special_tokens=True)
-    files = weight_files(checkpoint.path)
-    groups = [(files, _TRANSFORMERS)]
 
     def reference() -> Reference:
         return WholeModelReference(
@@ -289,23 +268,59 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
             tokens,
         )
 
-    return ExportPlan(
-        variant=f"{text.model_type} + {_short(tower)}, mlp2x_gelu, {strategy}",
-        layout="transformers",
-        graphs=parts.graphs(),
-        store=part_store(checkpoint.path, parts, groups),
-        dimensions=ModelDimensions(
-            text.hidden_size, text.vocab_size, text.max_position_embeddings, parts.image_tokens
-        ),
-        kv_layout=parts.kv_layout,
-        image=image,
-        prompt=prompt,
-        special_tokens=tokens,
-        generation=GenerationDefaults(max_new_tokens=256, stop_strings=()),
-        tokenizer=fast_tokenizer(tokenizer),
-        source_files=_source_files(checkpoint.path, groups),
-        reference=reference,
-    )
+    variant = f"{text.model_type} + {_short(tower)}, mlp2x_gelu, {strategy}"
+    return shared.plan("transformers", variant, prompt, tokens, None, reference)
+
+
+class _Shared:
+    """What all layouts read in the same way."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        parts: Parts,
+        processor: Any,  # transformers' image processors share no useful static type
+        groups: list[tuple[list[WeightFile], tuple[PrefixRule, ...]]],
+        *,
+        pads: bool,
+    ) -> None:
+        side: int = parts.tower.image_size
+        self._parts = parts
+        self.tokenizer = load_tokenizer(checkpoint.path)
+        self.image = image_preprocessing(processor, pad_to_square=pads, side=side)
+        self.store = part_store(checkpoint.path, parts, groups)
+        weights = [file.path for files, _ in groups for file in files]
+        self._source_files = (checkpoint.path / "config.json", *weights)
+
+    def plan(
+        self,
+        layout: str,
+        variant: str,
+        prompt: PromptFormat,
+        tokens: SpecialTokens,
+        max_length: int | None,
+        reference: Callable[[], Reference],
+    ) -> ExportPlan:
+        """The plan, with what the layout decided."""
+        parts, text = self._parts, self._parts.text
+        limit = min(max_length or text.max_position_embeddings, text.max_position_embeddings)
+        return ExportPlan(
+            variant=variant,
+            layout=layout,
+            graphs=parts.graphs(),
+            store=self.store,
+            dimensions=ModelDimensions(
+                text.hidden_size, text.vocab_size, limit, parts.image_tokens
+            ),
+            kv_layout=parts.kv_layout,
+            image=self.image,
+            prompt=prompt,
+            special_tokens=tokens,
+            generation=GenerationDefaults(max_new_tokens=256, stop_strings=()),
+            tokenizer=fast_tokenizer(self.tokenizer),
+            source_files=self._source_files,
+            reference=reference,
+        )
 
 
 def _connector(
@@ -369,13 +384,6 @@ def _without_model_type(section: dict[str, Any]) -> dict[str, Any]:
 
 def _short(tower: PretrainedConfig) -> str:
     return str(tower.model_type).removesuffix("_vision_model")
-
-
-def _source_files(
-    checkpoint: Path, groups: Iterable[tuple[list[WeightFile], Iterable[PrefixRule]]]
-) -> tuple[Path, ...]:
-    weights = [file.path for files, _ in groups for file in files]
-    return (checkpoint / "config.json", *weights)
 
 
 FAMILY = Family(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
+
+from vlmport.graphs.constants import add_integers
 
 __all__ = ["FoldReshapeAxesPass"]
 
@@ -36,14 +37,7 @@ class FoldReshapeAxesPass(ir.passes.InPlacePass):
         lengths = [_length(after[axis], before, axis) for axis in range(len(after))]
         if lengths.count(-1) > 1 or 0 in list(after):  # cases 2, 3
             return False
-        name = f"{node.outputs[0].name}.lengths"
-        target = ir.Value(
-            name=name,
-            shape=ir.Shape([len(lengths)]),
-            type=ir.TensorType(ir.DataType.INT64),
-            const_value=ir.tensor(np.array(lengths, np.int64), name=name),
-        )
-        model.graph.initializers.add(target)
+        target = add_integers(model, f"{node.outputs[0].name}.lengths", lengths)
         node.replace_input_with(1, target)
         node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
         return True

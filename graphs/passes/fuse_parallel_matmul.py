@@ -6,10 +6,10 @@ import os
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from vlmport.export.recipe import PlannedWeight, WeightRecipe, planned
+from vlmport.graphs.constants import add_integers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ class FuseParallelMatmulPass(ir.passes.InPlacePass):
      => x -> MatMul(q|k|v) [-> Add(biases)] -> Split
 
     Fewer and larger products: each starts the thread pool once and streams its weight in one
-    piece (measured in docs/decoder.md). The weights are joined in their recipes.
+    piece. The weights are joined in their recipes.
 
     Refuses when:
       1. fewer than two planned, transposed weights share the input;
@@ -57,7 +57,7 @@ def _join(model: ir.Model, nodes: Sequence[ir.Node]) -> bool:
         bias_weights = [planned(bias.inputs[1]) for bias in biases if bias is not None]
         bias = _joined_weight(model, bias_weights, (sum(widths),))
         made.append(ir.node("Add", [product.outputs[0], bias]))
-    sizes = _constant(model, f"{joined.name}.widths", widths)
+    sizes = add_integers(model, f"{joined.name}.widths", widths)
     made.append(
         ir.node("Split", [made[-1].outputs[0], sizes], {"axis": -1}, num_outputs=len(nodes))
     )
@@ -106,17 +106,6 @@ def _joined_weight(
         shape=ir.Shape(dims),
         type=ir.TensorType(parts[0].dtype),
         const_value=PlannedWeight(name, parts[0].dtype, dims, recipe),
-    )
-    model.graph.initializers.add(value)
-    return value
-
-
-def _constant(model: ir.Model, name: str, values: Sequence[int]) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape([len(values)]),
-        type=ir.TensorType(ir.DataType.INT64),
-        const_value=ir.tensor(np.array(values, np.int64), name=name),
     )
     model.graph.initializers.add(value)
     return value
