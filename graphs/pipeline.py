@@ -13,6 +13,7 @@ from vlmport.graphs.passes.fuse_parallel_matmul import FuseParallelMatmulPass
 from vlmport.graphs.passes.fuse_rms_norm import FuseRmsNormPass
 from vlmport.graphs.passes.fuse_rotary_embedding import FuseRotaryEmbeddingPass
 from vlmport.graphs.passes.fuse_tanh_gelu import FuseTanhGeluPass
+from vlmport.graphs.passes.merge_head_splits import MergeHeadSplitsPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,6 +40,8 @@ def optimize(model: ir.Model) -> ir.Model:
         # Before the parallel products are joined: they are joined along the transposed axis.
         FoldWeightTransposePass(),
         FuseParallelMatmulPass(),
+        # After the products are joined, which makes the splits.
+        MergeHeadSplitsPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     )

@@ -43,7 +43,6 @@ class TinyFamily(Protocol):
 
     Attributes:
         module: every weight of the checkpoint.
-        tower: the part of `module` that the first phase teaches and the second one freezes.
         image_size: side of the square image the tower takes, pixels.
         patch_cells: for every patch feature, the drawing's cell it lies in (index into PLACES).
         feature_size: width of a patch feature.
@@ -52,12 +51,19 @@ class TinyFamily(Protocol):
     """
 
     module: nn.Module
-    tower: nn.Module
     image_size: int
     patch_cells: list[int]
     feature_size: int
     num_image_tokens: int
     eos_token_id: int
+
+    @property
+    def tower(self) -> nn.Module:
+        """Returns the part of `module` that the first phase teaches and the second one freezes.
+
+        Read-only here, so that a family may declare its own, narrower class.
+        """
+        ...
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Returns float32 [3, image_size, image_size], as the family's processor gives it."""

@@ -17,7 +17,7 @@ __all__ = ["KINDS", "Question", "Sample", "ask", "corpus", "heldout"]
 KINDS = ("shape", "colour", "position", "count", "digit", "word")
 COUNTS = ("zero", "one", "two", "three")
 NOTHING = "nothing"
-HALVES = {(0, 1): "at the top", (2, 3): "at the bottom"}
+HALVES: dict[tuple[int, ...], str] = {(0, 1): "at the top", (2, 3): "at the bottom"}
 
 SHAPE_AT = (
     "What shape is in the {place}?",

@@ -53,11 +53,12 @@ class TinyLlava:
             nn.Linear(text.hidden_size, text.hidden_size),
         )
         self.module: nn.Module = nn.ModuleList([self.language_model, self.tower, self.connector])
-        self.image_size = int(vision.image_size)
+        self.image_size = _integer("vision_config.image_size", vision.image_size)
         self.feature_size = vision.hidden_size
-        self.patch_cells = _patch_cells(self.image_size // int(vision.patch_size))
+        patch_size = _integer("vision_config.patch_size", vision.patch_size)
+        self.patch_cells = _patch_cells(self.image_size // patch_size)
         self.num_image_tokens = len(self.patch_cells)
-        self.eos_token_id = tokenizer.token_to_id(EOS)
+        self.eos_token_id = _integer(EOS, tokenizer.token_to_id(EOS))
         side = {"height": self.image_size, "width": self.image_size}
         self._processor = SiglipImageProcessorPil(size=side, do_convert_rgb=True)
 
@@ -205,6 +206,14 @@ def load_tinyllava(folder: Path) -> TinyLlava:
     family = TinyLlava(text, vision, tokenizer)
     family.load_weights(folder / "model.safetensors")
     return family
+
+
+def _integer(name: str, value: object) -> int:
+    """Narrows what transformers and tokenizers declare as wider than a whole number."""
+    if not isinstance(value, int):
+        message = f"{name}: found {value!r}; a tiny model needs one whole number here"
+        raise TypeError(message)
+    return value
 
 
 def _patch_cells(side: int) -> list[int]:
