@@ -43,7 +43,7 @@ _SETTLE_SECONDS = 0.5
 
 def main() -> None:
     """Runs the benchmark and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/bench-decode"))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()

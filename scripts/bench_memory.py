@@ -31,7 +31,7 @@ _PROMPT = "What is in the picture, and what colour is it?"
 
 def main() -> None:
     """Runs the benchmark and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/bench-memory"))
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint and the bundle")

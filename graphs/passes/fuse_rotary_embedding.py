@@ -47,9 +47,10 @@ class _RotateHalf:
     ) -> MatchResult:
         del context
         result = MatchResult()
-        if x.shape is None or len(x.shape) != 4 or not isinstance(x.shape[3], int):
+        length = _head_length(x)
+        if length is None:
             return result.fail("x is not [batch, heads, sequence_length, fixed length]", x)  # 1
-        half = x.shape[3] // 2
+        half = length // 2
         ends = as_int(high_end)
         if (as_int(low_start), as_int(low_end), as_int(high_start)) != (0, half, half):
             return result.fail("x is not cut into two halves", x)  # case 2
@@ -82,10 +83,11 @@ class _PartialRotation:
     ) -> MatchResult:
         del context
         result = MatchResult()
-        if x.shape is None or len(x.shape) != 4 or not isinstance(x.shape[3], int):
+        length = _head_length(x)
+        if length is None:
             return result.fail("x is not [batch, heads, sequence_length, fixed length]", x)  # 1
         cut, last = as_int(end), as_int(stop)
-        if cut is None or cut != as_int(start) or last is None or last < x.shape[3]:
+        if cut is None or cut != as_int(start) or last is None or last < length:
             return result.fail("the parts are not the first and the rest of x", x)  # case 5
         return result
 
@@ -123,6 +125,14 @@ class FuseRotaryEmbeddingPass(FusionPass):
         make_rule("rotate_half", _RotateHalf(), keeps_nodes=True),
         make_rule("partial_rotation", _PartialRotation()),
     )
+
+
+def _head_length(x: ir.Value) -> int | None:
+    """Length of the last of four axes, if it is fixed."""
+    if x.shape is None or len(x.shape) != 4:
+        return None
+    length = x.shape[3]
+    return length if isinstance(length, int) else None
 
 
 def _half_angles(table: ir.Value, operator: str) -> tuple[ir.Value, ir.Value | None] | None:

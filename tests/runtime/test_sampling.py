@@ -63,8 +63,8 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
         forced = np.full(VOCAB, -1e9, np.float32)
         forced[token] = 1e9
         assert sampler.select(forced) == token
-    history = torch.tensor([[*prompt.tolist(), *answer]])
-    processor = RepetitionPenaltyLogitsProcessor(1.7)
+    history: Any = torch.tensor([[*prompt.tolist(), *answer]])
+    processor: Any = RepetitionPenaltyLogitsProcessor(1.7)
     expected = processor(history, torch.from_numpy(logits)[None])
     assert sampler.select(logits) == int(expected.argmax())
     np.testing.assert_allclose(sampler._penalised(logits)[:12], expected[0, :12], rtol=1e-6)
