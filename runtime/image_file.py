@@ -31,23 +31,37 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decoded(source, "image")
     path = Path(source)
-    if not path.exists():
-        msg = f"{path}: no such file; expected a picture"
+    try:
+        is_there, is_file = path.exists(), path.is_file()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        msg = f"{path}: cannot be reached ({error.strerror}); expected the path of a picture"
+        raise InputError(msg) from error
+    if not is_there:
+        msg = f"{os.fspath(source)}: no such file; expected a picture on this machine"
         raise InputError(msg)
-    if not path.is_file():
+    if not is_file:
         msg = f"{path}: not a file; expected a picture"
         raise InputError(msg)
+    return _opened(path)
+
+
+def _opened(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return _decoded(image, str(path))
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
         msg = f"{path}: not a picture that Pillow can read; expected PNG, JPEG, WebP or the like"
         raise InputError(msg) from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         msg = f"{path}: {error}; at most {MAX_PIXELS} pixels are read; make the picture smaller"
         raise InputError(msg) from error
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error}); the file is damaged or not accessible"
+    except PermissionError as error:
+        msg = f"{path}: no permission to read it; change the file's permissions"
+        raise InputError(msg) from error
+    except Exception as error:  # a damaged header raises ValueError (PPM) and more, see _decoded
+        msg = f"{path}: cannot be read ({error}); the file is damaged"
         raise InputError(msg) from error
 
 
@@ -62,7 +76,13 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     if width == 0 or height == 0:
         msg = f"{name}: found {width} x {height} pixels; expected at least one"
         raise InputError(msg)
-    opened = ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        opened = ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:
+        # Damaged bytes raise what the format's plugin happens to raise. Seen with Pillow 13 beside
+        # OSError: SyntaxError (EXIF block of a WebP), ValueError (PPM).
+        msg = f"{name}: cannot be read ({error}); the file is damaged"
+        raise InputError(msg) from error
     if opened.info.get("transparency") is None:
         return opened
     # A palette's transparent colour survives as a note on the RGB picture, and transformers' image

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GrowingCache"]
 
-# A decode step costs time by capacity, not by content (docs/measurements.md), so capacity stays
-# close to the content; growing copies the cache once, which steps of an eighth amortize.
+# ONNX Runtime's Attention works over the whole capacity, not over the content alone, so capacity
+# stays close to the content; growing copies the cache once, which steps of an eighth amortize.
 _SMALLEST_STEP = 128
 _MULTIPLE = 64
 
