@@ -106,7 +106,10 @@ class SplitReference:
         )
 
     def _chunks(self, messages: Sequence[dict[str, Any]]) -> list[list[int]]:
-        """Token ids of the text around the placeholders; only the first chunk keeps its BOS."""
+        """Token ids of the text around the placeholders, as Factory's tokenizer_image_token.
+
+        If the first chunk begins with the beginning-of-sequence token, the others lose theirs.
+        """
         tokenizer = cast("Any", self.tokenizer)
         text: str = tokenizer.apply_chat_template(
             list(messages),
@@ -116,11 +119,10 @@ class SplitReference:
         )
         pieces = text.split(self.prompt.image_placeholder)
         chunks = [list(tokenizer(piece).input_ids) for piece in pieces]
-        begin = self.special_tokens.bos_token_id
-        return [
-            chunk[1:] if index and chunk and chunk[0] == begin else chunk
-            for index, chunk in enumerate(chunks)
-        ]
+        begin = [self.special_tokens.bos_token_id]
+        if chunks[0][:1] != begin:
+            return chunks
+        return [chunks[0], *(c[1:] if c[:1] == begin else c for c in chunks[1:])]
 
 
 def generated(

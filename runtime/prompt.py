@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
 import jinja2
+import jinja2.exceptions
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 import numpy as np
 
@@ -111,16 +117,11 @@ class PromptEncoder:
                 contains the image placeholder.
         """
         placeholder = self._prompt.image_placeholder
-        num_images = 0
+        num_images = sum(
+            isinstance(part, ImagePart) for message in messages for part in message.content
+        )
         for message in messages:
-            for part in message.content:
-                num_images += isinstance(part, ImagePart)
-                if isinstance(part, TextPart) and placeholder in part.text:
-                    msg = (
-                        f"messages: the text of a {message.role} message contains {placeholder!r}, "
-                        "which stands for an image; use an image part"
-                    )
-                    raise InputError(msg)
+            _check_text(message, placeholder)
         text = self._render(messages)
         pieces = text.split(placeholder)
         if len(pieces) - 1 != num_images:
@@ -130,6 +131,14 @@ class PromptEncoder:
             )
             raise InputError(msg)
         ids = self._chunks(pieces) if self._prompt.tokenization == "chunks" else self._whole(text)
+        places = ids.count(None)
+        if places != num_images * self._num_image_tokens:
+            msg = (
+                f"messages: the tokenizer made {places} image tokens of {num_images} images; "
+                f"expected {self._num_image_tokens} for each; {placeholder!r} is not the image "
+                "token of the bundle's tokenizer, or text was read as it; export the bundle again"
+            )
+            raise InputError(msg)
         mask = np.array([token is None for token in ids], np.bool_)
         filler = self._special.image_token_id or 0
         input_ids = np.array([filler if token is None else token for token in ids], np.int64)
@@ -149,18 +158,23 @@ class PromptEncoder:
                 bos_token=self._special.bos_token,
                 eos_token=self._special.eos_token,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program: also TypeError, OverflowError
             msg = f"messages: the bundle's chat template refuses them ({error})"
             raise InputError(msg) from error
 
     def _chunks(self, pieces: list[str]) -> list[int | None]:
         ids: list[int | None] = []
+        has_bos = False
         for index, piece in enumerate(pieces):
             chunk = self._ids(piece)
+            starts_with_bos = chunk[:1] == [self._special.bos_token_id]
             if index:
                 ids += [None] * self._num_image_tokens
-                if chunk and chunk[0] == self._special.bos_token_id:
-                    chunk = chunk[1:]
+                # Factory's rule: later chunks lose it only if the first one has it. Without one
+                # (Phi), <|endoftext|> at a chunk's start is text of the chat.
+                chunk = chunk[1:] if has_bos and starts_with_bos else chunk
+            else:
+                has_bos = starts_with_bos
             ids += chunk
         return ids
 
@@ -174,6 +188,29 @@ class PromptEncoder:
     def _ids(self, text: str) -> list[int]:
         encoding = self._tokenizer.encode(text, add_special_tokens=self._prompt.add_special_tokens)
         return encoding.ids
+
+
+def _check_text(message: Message, placeholder: str) -> None:
+    """Checks that text is Unicode and, parts joined, cannot pass for an image."""
+    runs = [""]
+    for part in message.content:
+        if isinstance(part, ImagePart):
+            runs.append("")
+        else:
+            runs[-1] += part.text
+    if any(placeholder in run for run in runs):
+        msg = (
+            f"messages: the text of a {message.role} message contains {placeholder!r}, "
+            "which stands for an image; use an image part"
+        )
+        raise InputError(msg)
+    lone = re.search("[\ud800-\udfff]", "".join(runs))
+    if lone is not None:
+        msg = (
+            f"messages: the text of a {message.role} message contains {lone.group()!r}, half of a "
+            "surrogate pair; expected Unicode text"
+        )
+        raise InputError(msg)
 
 
 def messages_from_prompt(prompt: str, num_images: int, placeholder: str) -> tuple[Message, ...]:
@@ -261,7 +298,10 @@ def _object(item: object, where: str, known: set[str], faults: list[str]) -> dic
         return {}
     unknown = sorted(str(key) for key in item if key not in known)
     if unknown:
-        faults.append(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        fault = f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        if "path" in known and not {"url", "image"}.isdisjoint(unknown):
+            fault += ' (a picture is a file on this machine, under "path")'
+        faults.append(fault)
     return item
 
 
@@ -273,17 +313,72 @@ def _as_dict(message: Message) -> dict[str, object]:
     return {"role": message.role, "content": content}
 
 
+class _GenerationBlocks(jinja2.ext.Extension):
+    """Renders {% generation %} blocks as if the tags were not there.
+
+    In templates of transformers they mark an assistant's words for training.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 - the name and type are jinja2's
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """jinja2's namespace without underscore names, as in transformers: they lead out."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        for name in dict(*args[1:], **kwargs):
+            _Namespace._check_name(name)
+        jinja2.utils.Namespace.__init__(*args, **kwargs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _Namespace._check_name(name)
+        super().__setitem__(name, value)
+
+    @staticmethod
+    def _check_name(name: str) -> None:
+        if name.startswith("_"):
+            msg = f"found {name!r} in a namespace; expected no name that begins with an underscore"
+            raise jinja2.exceptions.SecurityError(msg)
+
+
 def _compiled(source: str) -> jinja2.Template:
-    """Compiles a chat template in the environment that transformers gives it."""
+    """Compiles a chat template in the environment that transformers gives it.
+
+    Source: transformers/utils/chat_template_utils.py (5.23), _cached_compile_jinja_template.
+    """
 
     def raise_exception(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
+    def to_json(
+        value: object,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # jinja2's own escapes what is special in HTML.
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationBlocks, jinja2.ext.loopcontrols],
     )
+    environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["namespace"] = _Namespace
     try:
         return environment.from_string(source)
     except jinja2.TemplateError as error:

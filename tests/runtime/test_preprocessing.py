@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 from transformers.image_utils import load_image as transformers_load_image
 
+from vlmport.contract import Resize
 from vlmport.errors import InputError
 from vlmport.export.processor_files import image_preprocessing
 from vlmport.runtime.image_file import MAX_PIXELS, load_image
@@ -96,16 +100,49 @@ def test_equal_for_a_hundred_random_sizes(tmp_path: Path) -> None:
         check(list(PROCESSORS)[index % len(PROCESSORS)], tmp_path / "a.png")
 
 
-def test_open_image_is_taken_as_a_file_is() -> None:
-    image = noise(70, 45, "RGBA")
+@pytest.mark.parametrize("mode", MODES)
+def test_open_image_is_taken_as_a_file_is(mode: str) -> None:
+    image = noise(70, 45, mode)
     np.testing.assert_array_equal(load_image(image), transformers_load_image(image))
 
 
 def test_strip_that_would_become_a_huge_picture_is_refused() -> None:
     processor = PROCESSORS["clip"]
     steps = image_preprocessing(processor, pad_to_square=False, side=SIDE)
-    with pytest.raises(InputError, match=r"found 40000 x 1 pixels, which become"):
-        preprocess_image(Image.new("RGB", (40000, 1)), steps)
+    with pytest.raises(InputError, match=r"found 80000 x 2 pixels, which become .* at most"):
+        preprocess_image(Image.new("RGB", (80000, 2)), steps)
+    with pytest.raises(InputError, match=r"found 2000000 x 1 pixels, which become .* at most"):
+        preprocess_image(Image.new("RGB", (2_000_000, 1)), steps)
+
+
+def test_strip_that_would_become_a_huge_square_is_refused() -> None:
+    steps = image_preprocessing(PROCESSORS["llava-pad"], pad_to_square=True, side=SIDE)
+    with pytest.raises(InputError, match=r"found 10000 x 1 pixels, which become 10000 x 10000"):
+        preprocess_image(Image.new("RGB", (10000, 1)), steps)
+
+
+@pytest.mark.parametrize(
+    "resample", ["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming"]
+)
+@pytest.mark.parametrize("size", [(900, 1), (1, 900), (131, 1), (1, 37)], ids=str)
+@pytest.mark.parametrize("crop", [(56, 56), (23, 31), (70, 3000)], ids=str)
+def test_line_of_pixels_is_equal_without_the_whole_picture(
+    resample: Any, size: tuple[int, int], crop: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmport.runtime.preprocessing.MAX_PIXELS", 60_000)
+    image = noise(*size, "RGB")
+    processor: Any = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": crop[0], "width": crop[1]},
+        resample=Image.Resampling[resample.upper()],
+    )
+    steps = replace(
+        image_preprocessing(PROCESSORS["clip"], pad_to_square=False, side=SIDE),
+        resize=Resize("shortest_edge", SIDE, SIDE, resample),
+        center_crop=crop,
+    )
+    expected = processor(image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(preprocess_image(image, steps), expected)
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
@@ -121,6 +158,43 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(half)
     with pytest.raises(InputError, match="cannot be read"):
         load_image(tmp_path / "half.png")
+    with (
+        Image.open(tmp_path / "half.png") as opened,
+        pytest.raises(InputError, match="image: cannot be read"),
+    ):
+        load_image(opened)
+    with pytest.raises(InputError, match="cannot be reached"):
+        load_image("a" * 300)
+    with pytest.raises(InputError, match=r"https://some.where/a.png: no such file.*this machine"):
+        load_image("https://some.where/a.png")
+
+
+def test_file_without_permission_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise(3, 3, "RGB").save(tmp_path / "a.png")
+
+    def refuse(*_: object) -> None:  # root may read whatever its mode says
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(InputError, match="no permission to read it"):
+        load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+def test_damaged_bytes_give_a_picture_or_a_message(kind: str, tmp_path: Path) -> None:
+    noise(20, 15, "RGB").save(tmp_path / "whole", kind)
+    whole = (tmp_path / "whole").read_bytes()
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole[: generator.integers(1, len(whole) + 1)])
+        for place in generator.integers(0, min(len(damaged), 150), 4):
+            damaged[place] = generator.integers(256)
+        (tmp_path / "damaged").write_bytes(damaged)
+        with contextlib.suppress(InputError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert load_image(tmp_path / "damaged").mode == "RGB"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

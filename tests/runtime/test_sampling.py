@@ -91,6 +91,42 @@ def test_draws_follow_the_distribution_and_the_seed() -> None:
     assert draws(1)[:50] == draws(1)[:50] != draws(2)[:50]
 
 
+@pytest.mark.parametrize(("scale", "top_p"), [(0.1, 0.99), (1.0, 0.5), (3.0, 0.95)])
+def test_nucleus_beyond_the_first_candidates_is_that_of_transformers(
+    scale: float, top_p: float
+) -> None:
+    logits = (np.random.default_rng(0).normal(size=20000) * scale).astype(np.float32)
+    warper: Any = TopPLogitsWarper(top_p)
+    scores = warper(torch.zeros((1, 0), dtype=torch.long), torch.from_numpy(logits)[None])
+    expected = int(torch.isfinite(scores).sum())
+    kept, _ = filtered_logits(logits, SamplingOptions(temperature=1.0, top_p=top_p))
+    # transformers sums 20000 float32 probabilities, which moves the border by a few tokens.
+    assert abs(len(kept) - expected) <= 0.002 * expected
+    assert logits[kept].min() >= np.partition(logits, -len(kept))[-len(kept)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-46, 1e-40, 1e-37])
+@pytest.mark.parametrize("shift", [-9.0, -2.0, 0.0, 9.0])
+def test_temperature_near_zero_is_greedy(temperature: float, shift: float) -> None:
+    sampler = TokenSampler(SamplingOptions(temperature=temperature, seed=0), 4)
+    logits = np.array([0, 2, 1, -1], np.float32) + np.float32(shift)
+    assert [sampler.select(logits) for _ in range(5)] == [1] * 5
+
+
+def test_requests_draw_the_same_alone_and_beside_others() -> None:
+    logits = random_logits(0)
+    options = SamplingOptions(temperature=1.0, seed=7)
+    alone = TokenSampler(options, VOCAB)
+    expected = [alone.select(logits) for _ in range(20)]
+    first, second = TokenSampler(options, VOCAB), TokenSampler(SamplingOptions(1.0), VOCAB)
+    found = []
+    for _ in range(20):
+        found.append(first.select(logits))
+        second.select(logits)
+    assert found == expected
+
+
 def test_greedy_takes_the_first_of_equal_logits() -> None:
     sampler = TokenSampler(SamplingOptions(), 4)
     assert sampler.select(np.array([1, 2, 2, 0], np.float32)) == 1
@@ -119,6 +155,11 @@ def test_numbers_that_are_none_are_reported(bad: float, temperature: float) -> N
         ("frequency_penalty", 3.0),
         ("presence_penalty", float("nan")),
         ("seed", -1),
+        ("seed", 1.5),
+        ("top_k", 1.5),
+        ("top_k", True),
+        ("temperature", "hot"),
+        ("min_p", None),
     ],
 )
 def test_values_outside_their_range_are_refused(name: str, value: Any) -> None:

@@ -69,10 +69,38 @@ def test_any_text_streams_whole(tokenizer: Tokenizer, text: str) -> None:
 @given(token_ids=st.lists(st.integers(0, 299), max_size=30))
 def test_any_tokens_stream_without_error(tokenizer: Tokenizer, token_ids: list[int]) -> None:
     stream = TextStream(tokenizer, ())
-    for token_id in token_ids:
-        stream.push(token_id)
-    stream.finish()
-    assert stream.text() == tokenizer.decode(token_ids)
+    found = "".join([*(stream.push(token_id) for token_id in token_ids), stream.finish()])
+    assert found == stream.text() == tokenizer.decode(token_ids)
+
+
+def byte_tokens(tokenizer: Tokenizer, content: bytes) -> list[int]:
+    vocabulary = tokenizer.get_vocab()
+    if "<0x00>" not in vocabulary:
+        pytest.skip("a byte-level vocabulary has no byte tokens")
+    return [vocabulary[f"<0x{byte:02X}>"] for byte in content]
+
+
+def test_bytes_that_spoil_a_character_before_them_spoil_the_stream(tokenizer: Tokenizer) -> None:
+    token_ids = byte_tokens(tokenizer, b"\xc3\xa9\xff") + tokenizer.encode("a").ids
+    found = pieces(tokenizer, token_ids)
+    assert "".join(found) == tokenizer.decode(token_ids)
+    assert found[:3] == ["", "", ""]
+
+
+def test_stop_string_of_bytes_needs_no_further_token(tokenizer: Tokenizer) -> None:
+    stream = TextStream(tokenizer, ("\n",))
+    text = tokenizer.encode("plain", add_special_tokens=False).ids
+    found = "".join(stream.push(i) for i in [*text, *byte_tokens(tokenizer, b"\n")])
+    assert stream.stopped
+    assert found == stream.text() == "plain"
+
+
+def test_special_token_between_words_leaves_their_space(tokenizer: Tokenizer) -> None:
+    special = tokenizer.get_vocab()["<s>"]
+    words = tokenizer.encode("plain words", add_special_tokens=False).ids
+    token_ids = [token for word in words for token in (word, special)]
+    found = pieces(tokenizer, token_ids)
+    assert "".join(found) == tokenizer.decode(token_ids) == "plain words"
 
 
 def test_incomplete_character_at_the_end_becomes_a_replacement(tokenizer: Tokenizer) -> None:
