@@ -4,7 +4,8 @@
     python scripts/train_tiny.py --evaluate-only     # measure the committed checkpoint
 
 The seeds are fixed and the drawings generated, so the same machine with the same library versions
-and thread count gives the same weights.
+and thread count gives the same weights. The defaults took 42.9 minutes on two shared cores and
+answer 91.6 % of the held-out questions exactly (docs/training.md).
 """
 
 from __future__ import annotations

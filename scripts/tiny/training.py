@@ -45,16 +45,16 @@ class Schedule:
         checks: how often the third phase is checked and, if better, kept.
     """
 
-    tower_steps: int = 1600
-    language_steps: int = 1400
-    joint_steps: int = 500
+    tower_steps: int = 3200
+    language_steps: int = 700
+    joint_steps: int = 700
     tower_rate: float = 1e-3
     language_rate: float = 2e-3
     joint_rate: float = 5e-4
     tower_batch: int = 64
     language_batch: int = 48
     questions: int = 6
-    checks: int = 3
+    checks: int = 4
 
 
 @dataclass(frozen=True, slots=True)
