@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from vlmport.contract import (
+        AttentionForm,
         GenerationDefaults,
         ImagePreprocessing,
         KVLayout,
@@ -44,6 +45,7 @@ class ExportPlan:
         store: the checkpoint's tensors under the graphs' parameter names.
         dimensions: sizes; `max_length` is the most that the model supports.
         kv_layout: form of the cache.
+        attention: which tokens see each other.
         image: image preprocessing.
         prompt: prompt form.
         special_tokens: ids with a meaning.
@@ -59,6 +61,7 @@ class ExportPlan:
     store: TensorStore
     dimensions: ModelDimensions
     kv_layout: KVLayout
+    attention: AttentionForm
     image: ImagePreprocessing
     prompt: PromptFormat
     special_tokens: SpecialTokens

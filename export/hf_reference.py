@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.export.split_reference import generated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -38,32 +39,28 @@ class WholeModelReference:
     prompt: PromptFormat
     special_tokens: SpecialTokens
 
-    def pixel_values(self, images: Sequence[Image]) -> NDArray[np.float32]:
-        """Preprocesses RGB images with transformers' image processor: [num_images, 3, h, w]."""
-        pixels = self.processor.image_processor(list(images), return_tensors="np")["pixel_values"]
-        return np.asarray(pixels, np.float32)
+    def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
+        """Preprocesses one RGB picture with transformers' image processor."""
+        pixels = self.processor.image_processor([image], return_tensors="np")["pixel_values"]
+        return {"pixel_values": np.asarray(pixels, np.float32)}
 
     @torch.no_grad()
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vision encoder: [num_images, num_patches, vision_hidden_size]."""
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What a graph before the decoder computes; see `Reference.run`."""
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        if graph == "vision_encoder":
+            return {"vision_features": _numpy(self._vision(tensors["pixel_values"]))}
+        if graph == "projector":
+            projected = self.model.model.multi_modal_projector(tensors["vision_features"])
+            return {"image_features": _numpy(projected)}
+        embed = self.model.get_input_embeddings()
+        return {"inputs_embeds": _numpy(embed(tensors["input_ids"]))}
+
+    def _vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         config = self.model.config
-        output = self.model.model.vision_tower(
-            torch.from_numpy(pixel_values), output_hidden_states=True
-        )
-        hidden = output.hidden_states[config.vision_feature_layer]
-        return _numpy(
-            hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
-        )
-
-    @torch.no_grad()
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The projector: [num_images, num_image_tokens, hidden_size]."""
-        return _numpy(self.model.model.multi_modal_projector(torch.from_numpy(vision_features)))
-
-    @torch.no_grad()
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The token embedding: [batch, sequence_length, hidden_size]."""
-        return _numpy(self.model.get_input_embeddings()(torch.from_numpy(input_ids)))
+        output = self.model.model.vision_tower(pixel_values, output_hidden_states=True)
+        hidden: torch.Tensor = output.hidden_states[config.vision_feature_layer]
+        return hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
 
     @torch.no_grad()
     def greedy(
@@ -88,11 +85,11 @@ class WholeModelReference:
             for name in ("input_ids", "attention_mask", "pixel_values")
             if name in inputs
         }
-        ids = _numpy(wanted["input_ids"][0])
+        ids = _numpy(wanted["input_ids"][0]).astype(np.int64)
         return generated(
             self.model,
             self.processor.tokenizer,
-            ids[ids != self.special_tokens.image_token_id].astype(np.int64),
+            np.where(ids == self.special_tokens.image_token_id, IMAGE_TOKEN, ids),
             wanted,
             max_new_tokens,
             self.special_tokens.eos_token_ids,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from vlmport.contract import ImagePreprocessing, Resize, SpecialTokens
+from vlmport.contract import FixedSizeImages, Resize, SpecialTokens
 from vlmport.errors import CheckpointError
 from vlmport.export.checkpoint import read_json
 
@@ -123,7 +123,7 @@ def load_image_processor(folder: Path, model_type: str, image_size: int) -> Any:
     return SiglipImageProcessorPil(size=square)
 
 
-def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> ImagePreprocessing:
+def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> FixedSizeImages:
     """Writes an image processor's settings down for the runtime.
 
     Args:
@@ -147,7 +147,7 @@ def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> Im
         )
         raise CheckpointError(msg)
     colour = tuple(int(item * 255) for item in mean) if pad_to_square else None
-    return ImagePreprocessing(
+    return FixedSizeImages(
         kind="fixed_size",
         pad_to_square=cast("tuple[int, int, int] | None", colour),
         resize=resize,

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["Reference", "ReferenceAnswer"]
+__all__ = ["IMAGE_TOKEN", "Reference", "ReferenceAnswer"]
+
+# Stands in a reference's prompt_ids where an image feature takes the embedding's place.
+IMAGE_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +23,7 @@ class ReferenceAnswer:
     """A greedy answer of the PyTorch model.
 
     Attributes:
-        prompt_ids: int64 [prompt_length], the text tokens of the prompt in order, without images.
+        prompt_ids: int64 [prompt_length], text and image tokens; `IMAGE_TOKEN` at image tokens.
         token_ids: int64 [generated_tokens], the end-of-sequence token included if it came.
         logits: float32 [generated_tokens, vocab_size], from which each token was chosen.
         text: the decoded answer without special tokens.
@@ -33,22 +36,22 @@ class ReferenceAnswer:
 
 
 class Reference(Protocol):
-    """A PyTorch model with its transformers processors, in float32 on the CPU."""
+    """A PyTorch model with its transformers processors, on the CPU."""
 
-    def pixel_values(self, images: Sequence[Image]) -> NDArray[np.float32]:
-        """Preprocesses RGB images with transformers' image processor: [num_images, 3, h, w]."""
+    def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
+        """Preprocesses one RGB picture with transformers: inputs of the image graphs by name."""
         ...
 
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vision encoder: [num_images, num_patches, vision_hidden_size]."""
-        ...
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What a graph before the decoder computes, by transformers' own modules.
 
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The projector: [num_images, num_image_tokens, hidden_size]."""
-        ...
+        Args:
+            graph: "vision_encoder", "projector" or "embed_tokens".
+            inputs: by name; those that the graph does not have are passed over.
 
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The token embedding: [batch, sequence_length, hidden_size]."""
+        Returns:
+            The graph's outputs by name.
+        """
         ...
 
     def greedy(

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmport.export.reference import ReferenceAnswer
+from vlmport.export.reference import IMAGE_TOKEN, ReferenceAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -54,31 +54,21 @@ class SplitReference:
     prompt: PromptFormat
     special_tokens: SpecialTokens
 
-    def pixel_values(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Preprocesses RGB images with transformers' image processor: [num_images, 3, h, w]."""
-        squared = [_squared(image, self.pad_colour) for image in images]
-        pixels = self.image_processor(squared, return_tensors="np")["pixel_values"]
-        return np.asarray(pixels, np.float32)
+    def image_inputs(self, image: Image.Image) -> dict[str, NDArray[Any]]:
+        """Preprocesses one RGB picture: pixel_values float32 [1, 3, height, width]."""
+        squared = _squared(image, self.pad_colour)
+        pixels = self.image_processor([squared], return_tensors="np")["pixel_values"]
+        return {"pixel_values": np.asarray(pixels, np.float32)}
 
     @torch.no_grad()
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vision encoder: [num_images, num_patches, vision_hidden_size]."""
-        output = cast("Any", self.vision_tower)(
-            torch.from_numpy(pixel_values), output_hidden_states=True
-        )
-        hidden: torch.Tensor = output.hidden_states[self.feature_layer]
-        return _numpy(hidden[:, 1:] if self.drop_first_token else hidden)
-
-    @torch.no_grad()
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The projector: [num_images, num_image_tokens, hidden_size]."""
-        return _numpy(self.connector(torch.from_numpy(vision_features)))
-
-    @torch.no_grad()
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The token embedding: [batch, sequence_length, hidden_size]."""
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What a graph before the decoder computes; see `Reference.run`."""
+        if graph == "vision_encoder":
+            return {"vision_features": _numpy(self._vision(_tensor(inputs, "pixel_values")))}
+        if graph == "projector":
+            return {"image_features": _numpy(self.connector(_tensor(inputs, "vision_features")))}
         embed = cast("Any", self.language_model.get_input_embeddings())
-        return _numpy(embed(torch.from_numpy(input_ids)))
+        return {"inputs_embeds": _numpy(embed(_tensor(inputs, "input_ids")))}
 
     @torch.no_grad()
     def greedy(
@@ -86,24 +76,28 @@ class SplitReference:
     ) -> ReferenceAnswer:
         """Answers a chat with transformers' own `generate`."""
         chunks = self._chunks(messages)
-        parts = [self.inputs_embeds(np.array([chunk], np.int64)) for chunk in chunks]
-        if images:
-            features = self.image_features(self.vision_features(self.pixel_values(images)))
-            # chunk 0, image 0, chunk 1, image 1, ..., last chunk
-            interleaved = [parts[0]]
-            for feature, part in zip(features, parts[1:], strict=True):
-                interleaved += [feature[None], part]
-            parts = interleaved
-        embeds = torch.from_numpy(np.concatenate(parts, axis=1))
-        ids = np.array([token for chunk in chunks for token in chunk], np.int64)
+        embed = cast("Any", self.language_model.get_input_embeddings())
+        ids, parts = [*chunks[0]], [embed(torch.tensor([chunks[0]], dtype=torch.int64))]
+        # chunk 0, image 0, chunk 1, image 1, ..., last chunk
+        for image, chunk in zip(images, chunks[1:], strict=True):
+            pixels = _tensor(self.image_inputs(image), "pixel_values")
+            features = self.connector(self._vision(pixels))
+            ids += [IMAGE_TOKEN] * features.shape[1] + chunk
+            parts += [features, embed(torch.tensor([chunk], dtype=torch.int64))]
+        embeds = torch.cat(parts, dim=1)
         return generated(
             self.language_model,
             self.tokenizer,
-            ids,
+            np.array(ids, np.int64),
             {"inputs_embeds": embeds, "attention_mask": torch.ones(embeds.shape[:2]).long()},
             max_new_tokens,
             self.special_tokens.eos_token_ids,
         )
+
+    def _vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = cast("Any", self.vision_tower)(pixel_values, output_hidden_states=True)
+        hidden: torch.Tensor = output.hidden_states[self.feature_layer]
+        return hidden[:, 1:] if self.drop_first_token else hidden
 
     def _chunks(self, messages: Sequence[dict[str, Any]]) -> list[list[int]]:
         """Token ids of the text around the placeholders, as Factory's tokenizer_image_token.
@@ -185,6 +179,10 @@ def _squared(image: Image.Image, colour: tuple[int, int, int] | None) -> Image.I
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def _tensor(inputs: Mapping[str, NDArray[Any]], name: str) -> torch.Tensor:
+    return torch.from_numpy(inputs[name])
 
 
 def _numpy(tensor: torch.Tensor) -> NDArray[Any]:

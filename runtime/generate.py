@@ -173,7 +173,7 @@ def fuse_image_features(
     Args:
         inputs_embeds: float32 [sequence_length, hidden_size].
         image_mask: bool [sequence_length], True at placeholders.
-        image_features: float32 [num_images, num_image_tokens, hidden_size].
+        image_features: float32 [num_image_tokens, hidden_size], all images one after the other.
 
     Returns:
         float32 [sequence_length, hidden_size]; a new array.
@@ -181,7 +181,7 @@ def fuse_image_features(
     Source: Liu et al. 2023, "Visual Instruction Tuning", section 4.1.
     """
     fused = inputs_embeds.copy()
-    fused[image_mask] = image_features.reshape(-1, inputs_embeds.shape[-1])
+    fused[image_mask] = image_features
     return fused
 
 

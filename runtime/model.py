@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,14 +14,15 @@ from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from vlmport.runtime.generate import check_length, decode_rows, fuse_image_features, make_row
 from vlmport.runtime.image_file import load_image
-from vlmport.runtime.preprocessing import preprocess_image
-from vlmport.runtime.prompt import PromptEncoder, messages_from_prompt
+from vlmport.runtime.messages import count_images, messages_from_prompt
+from vlmport.runtime.preprocessing import prepare_image
+from vlmport.runtime.prompt import PromptEncoder
 from vlmport.runtime.request import Request
 from vlmport.runtime.sampling import SamplingOptions
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL import Image
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from vlmport.contract import Manifest
     from vlmport.runtime.backends.base import Backend
     from vlmport.runtime.generate import Row
-    from vlmport.runtime.prompt import EncodedPrompt, Message
+    from vlmport.runtime.messages import Message
+    from vlmport.runtime.preprocessing.prepared import ImageLayout, PreparedImage
+    from vlmport.runtime.prompt import EncodedPrompt
     from vlmport.runtime.request import GenerationResult, Piece
 
 __all__ = ["VisionLanguageModel"]
@@ -47,12 +50,7 @@ class VisionLanguageModel:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self._backend = backend
-        self._encoder = PromptEncoder(
-            tokenizer,
-            manifest.prompt,
-            manifest.special_tokens,
-            manifest.dimensions.num_image_tokens,
-        )
+        self._encoder = PromptEncoder(tokenizer, manifest.prompt, manifest.special_tokens)
 
     @classmethod
     def load(
@@ -171,28 +169,39 @@ class VisionLanguageModel:
                 on_piece(piece)
         return [row.result(self._backend.name) for row in rows]
 
-    def preprocess(
-        self, images: Sequence[str | os.PathLike[str] | Image.Image]
-    ) -> NDArray[np.float32]:
-        """Loads and preprocesses images: float32 [num_images, 3, height, width]."""
-        steps = self.manifest.image
-        return np.stack([preprocess_image(load_image(image), steps) for image in images])
+    def prepare(self, image: str | os.PathLike[str] | Image.Image) -> PreparedImage:
+        """Loads and preprocesses one picture.
 
-    def encode(self, messages: tuple[Message, ...]) -> EncodedPrompt:
-        """Renders and tokenizes a chat."""
-        return self._encoder.encode(messages)
+        Raises:
+            InputError: if it cannot be read, or not be brought to the form that the graphs take.
+        """
+        return prepare_image(load_image(image), self.manifest.image)
 
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vision encoder: [num_images, num_patches, vision_hidden_size]."""
-        return self._backend.run("vision_encoder", pixel_values)
+    def encode(
+        self, messages: tuple[Message, ...], layouts: Sequence[ImageLayout]
+    ) -> EncodedPrompt:
+        """Renders and tokenizes a chat whose images lie in the prompt as `layouts` say."""
+        return self._encoder.encode(messages, layouts)
 
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The projector: [num_images, num_image_tokens, hidden_size]."""
-        return self._backend.run("projector", vision_features)
+    def image_features(self, image: PreparedImage) -> NDArray[np.float32]:
+        """One picture's embeddings: float32 [num_image_tokens, hidden_size]."""
+        arrays = dict(image.inputs)
+        for graph in self.manifest.image_graphs:
+            arrays |= self.run(graph, arrays)
+        return arrays["image_features"].reshape(-1, self.manifest.dimensions.hidden_size)
 
     def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The token embedding of int64 [batch, sequence_length]: [.., .., hidden_size]."""
-        return self._backend.run("embed_tokens", input_ids)
+        return self.run("embed_tokens", {"input_ids": input_ids})["inputs_embeds"]
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs one of the graphs before the decoder; the manifest names their inputs and outputs.
+
+        Args:
+            graph: its name.
+            inputs: by name; those that the graph does not have are passed over.
+        """
+        return self._backend.run(graph, inputs)
 
     def _row(self, request: Request, started: float) -> Row:
         messages = request.messages
@@ -200,20 +209,19 @@ class VisionLanguageModel:
             assert request.prompt is not None
             placeholder = self.manifest.prompt.image_placeholder
             messages = messages_from_prompt(request.prompt, len(request.images), placeholder)
-        prompt = self._encoder.encode(messages)
-        if prompt.num_images != len(request.images):
+        places = count_images(messages)
+        if places != len(request.images):
             msg = (
-                f"images: found {len(request.images)}, the messages have {prompt.num_images} "
+                f"images: found {len(request.images)}, the messages have {places} "
                 "image parts; give one image for each"
             )
             raise InputError(msg)
+        images = [self.prepare(image) for image in request.images]
+        prompt = self._encoder.encode(messages, [image.layout for image in images])
         check_length(prompt, self.manifest.dimensions.max_length)
         embeds = self.inputs_embeds(prompt.input_ids[None])[0]
-        if request.images:
+        if images:
             # One image at a time: the result of an image does not depend on its neighbours.
-            features = [
-                self.image_features(self.vision_features(self.preprocess([image])))
-                for image in request.images
-            ]
+            features = [self.image_features(image) for image in images]
             embeds = fuse_image_features(embeds, prompt.image_mask, np.concatenate(features))
         return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from vlmport.runtime.prompt import Message
+    from vlmport.runtime.messages import Message
 
 __all__ = ["GenerationResult", "Piece", "Request"]
 

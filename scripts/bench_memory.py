@@ -54,7 +54,7 @@ def main() -> None:
         ]
     )
     weights = sum(graph.parameter_bytes for graph in manifest.graphs)
-    tokens = manifest.dimensions.num_image_tokens + 100
+    tokens = manifest.prompt.image_tokens.count + 100
     cache = manifest.kv_layout.bytes_per_token(4) * tokens
     report = {
         "environment": _environment(),

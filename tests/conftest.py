@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from vlmport.contract import (
+    SCHEMA_VERSION,
+    AttentionForm,
     FileEntry,
+    FixedSizeImages,
     GenerationDefaults,
     GraphSpec,
-    ImagePreprocessing,
+    ImageTokens,
     KVLayout,
     Manifest,
     ModelDimensions,
@@ -60,16 +63,15 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def sample_manifest() -> Manifest:
     """A manifest that is right in itself; no file that it lists exists."""
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         family="imagined",
         variant="llama + siglip, mlp2x_gelu, square",
         precision="float32",
-        dimensions=ModelDimensions(
-            hidden_size=64, vocab_size=512, max_length=1024, num_image_tokens=16
-        ),
+        dimensions=ModelDimensions(hidden_size=64, vocab_size=512, max_length=1024),
         graphs=tuple(sample_graph(name) for name in GRAPH_NAMES),
         kv_layout=KVLayout(num_layers=2, num_kv_heads=2, head_dim=16, dtype="float32"),
-        image=ImagePreprocessing(
+        attention=AttentionForm(prompt="causal", first_position=0),
+        image=FixedSizeImages(
             kind="fixed_size",
             pad_to_square=None,
             resize=Resize(mode="exact", height=32, width=32, resample="bicubic"),
@@ -81,6 +83,7 @@ def sample_manifest() -> Manifest:
         prompt=PromptFormat(
             chat_template="{{ messages }}",
             image_placeholder="<image>",
+            image_tokens=ImageTokens("repeat", "", 16, "", "", ""),
             tokenization="chunks",
             add_special_tokens=True,
         ),

@@ -84,7 +84,9 @@ def check_parity(checkpoint: Path, bundle: Path, max_new_tokens: int = NEW_TOKEN
     """Compares a batch of three prompts with 0, 1 and 2 images, and each prompt alone."""
     reference, model = load_reference(checkpoint), VisionLanguageModel.load(bundle)
     images = pictures()
-    np.testing.assert_array_equal(reference.pixel_values(images), model.preprocess(images))
+    for image in images:
+        expected = reference.image_inputs(image)["pixel_values"]
+        np.testing.assert_array_equal(model.prepare(image).inputs["pixel_values"], expected)
     requests = [
         Request(prompt=question, images=tuple(images[:count]), max_new_tokens=max_new_tokens)
         for count, question in enumerate(QUESTIONS)

@@ -84,11 +84,12 @@ def test_loading_says_what_is_wrong_with_the_folder(tmp_path: Path) -> None:
         (b'{"schema_version": NaN}', "NaN is not a JSON number"),
         (b"[]", "a JSON list; expected an object"),
         (b"null", "a JSON NoneType; expected an object"),
-        (b'{"schema_version": 2, "new": 1}', r"newer vlmport; .* upgrade vlmport"),
+        (b'{"schema_version": 3, "new": 1}', r"a newer vlmport; .* upgrade vlmport"),
+        (b'{"schema_version": 1, "old": 1}', r"an older vlmport; this one reads 2; export"),
     ],
 )
 def test_loading_refuses_what_is_no_manifest(tmp_path: Path, content: bytes, message: str) -> None:
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
     (tmp_path / MANIFEST_NAME).write_bytes(content)
     with pytest.raises(BundleError, match=message):
         load_manifest(tmp_path)
@@ -112,7 +113,7 @@ def test_all_type_faults_are_listed_at_once(bundle: Path) -> None:
         "kv_layout.dtype: found null; expected a valid string",
         "graphs[0].inputs[0].shape[1]: found 2.5; expected a valid integer",
         "precision: found \"float99\"; expected 'float32'",
-        "surprise: unknown field; expected only the fields of schema_version 1",
+        "surprise: unknown field; expected only the fields of schema_version 2",
         "prompt.chat_template: missing; expected, since no field is optional",
     ):
         assert line in message
@@ -132,7 +133,7 @@ def put(*path: str | int, value: object) -> Damage:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (put("schema_version", value=0), r"schema_version: found 0; expected 1 or more"),
+        (put("schema_version", value=0), r"schema_version 0, written by an older"),
         (put("dimensions", "max_length", value=0), r"dimensions\.max_length: found 0"),
         (put("kv_layout", "head_dim", value=-8), r"kv_layout\.head_dim: found -8"),
         (put("kv_layout", "dtype", value="float"), r'kv_layout\.dtype: found "float"; expected on'),
@@ -150,7 +151,7 @@ def put(*path: str | int, value: object) -> Damage:
         (put("image", "resize", value=None), r'image: neither an "exact" resize nor a centre crop'),
         (put("image", "resize", "mode", value="shortest_edge"), r"neither an \"exact\" resize"),
         (put("graphs", 0, "file", value="absent.onnx"), r"graphs\[0\]\.file: found \"absent\.onnx"),
-        (put("graphs", 0, "name", value="decoder"), r"expected also vision_encoder"),
+        (put("graphs", 0, "name", value="decoder"), r"appears 2 times"),
         (put("graphs", 0, "outputs", value=[]), r"graphs\[0\]\.outputs: none"),
         (put("graphs", 0, "operators", "MatMul", value=0), r"operators\.MatMul: found 0"),
         (put("graphs", 0, "inputs", 0, "shape", 0, value=""), r"shape\[0\]: empty"),

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from torch import nn
 
-from vlmport.contract import GenerationDefaults, ModelDimensions, PromptFormat
+from vlmport.contract import (
+    AttentionForm,
+    GenerationDefaults,
+    ImageTokens,
+    ModelDimensions,
+    PromptFormat,
+)
 from vlmport.errors import CheckpointError, close_matches
 from vlmport.export.checkpoint import Checkpoint, weight_files
 from vlmport.export.family import ExportPlan, Family
@@ -180,7 +186,8 @@ def _plan_factory(
         raise CheckpointError(msg)
     connector, tokens_out = _connector(checkpoint, connector_kind, tower, text)
     parts = Parts(text, tower, layer, select == "patch", connector, tokens_out, head_bias=True)
-    prompt = PromptFormat(_FACTORY_TEMPLATE, _PLACEHOLDER, "chunks", add_special_tokens=True)
+    tokens = ImageTokens("repeat", "", parts.image_tokens, "", "", "")
+    prompt = PromptFormat(_FACTORY_TEMPLATE, _PLACEHOLDER, tokens, "chunks", True)
     if layout == "factory-separate":
         groups = [(weight_files(checkpoint.path / n), r) for n, r in _SEPARATE.items()]
     else:
@@ -188,7 +195,7 @@ def _plan_factory(
         groups = [(weight_files(checkpoint.path), rules)]
     processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
     shared = _Shared(checkpoint, parts, processor, groups, pads=aspect == "pad")
-    tokens = special_tokens(checkpoint.path, shared.tokenizer, None)
+    special = special_tokens(checkpoint.path, shared.tokenizer, None)
 
     def reference() -> Reference:
         return SplitReference(
@@ -201,12 +208,12 @@ def _plan_factory(
             language_model=load_module(parts.build_language_model("sdpa"), _LM, shared.store),
             tokenizer=shared.tokenizer,
             prompt=prompt,
-            special_tokens=tokens,
+            special_tokens=special,
         )
 
     variant = f"{text.model_type} + {_short(tower)}, {connector_kind}, {aspect}, {select}"
     limit = checkpoint.config.get("tokenizer_model_max_length")
-    return shared.plan(layout, variant, prompt, tokens, limit, reference)
+    return shared.plan(layout, variant, prompt, special, limit, reference)
 
 
 def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
@@ -249,7 +256,8 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
         raise CheckpointError(msg)
     template = chat_template(checkpoint.path, tokenizer)
     template = template or _BARE_TEMPLATE.replace(_PLACEHOLDER, placeholder)
-    prompt = PromptFormat(template, placeholder, "whole", add_special_tokens=True)
+    image_tokens = ImageTokens("repeat", placeholder, parts.image_tokens, "", "", "")
+    prompt = PromptFormat(template, placeholder, image_tokens, "whole", add_special_tokens=True)
 
     def reference() -> Reference:
         return WholeModelReference(
@@ -309,10 +317,9 @@ class _Shared:
             layout=layout,
             graphs=parts.graphs(),
             store=self.store,
-            dimensions=ModelDimensions(
-                text.hidden_size, text.vocab_size, limit, parts.image_tokens
-            ),
+            dimensions=ModelDimensions(text.hidden_size, text.vocab_size, limit),
             kv_layout=parts.kv_layout,
+            attention=AttentionForm("causal", first_position=0),
             image=self.image,
             prompt=prompt,
             special_tokens=tokens,

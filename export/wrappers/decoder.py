@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -30,9 +31,29 @@ __all__ = ["ATTENTION", "InPlaceDecoder", "decoder_module", "in_place_attention"
 
 # Name under which the attention function is registered with transformers during a trace.
 ATTENTION = "vlmport_in_place"
-# How many cache rows each row attends to, int64 [batch], for the forward pass that runs now. Not
-# an argument, because not all models hand unknown arguments on to their attention (StableLM).
-_CACHE_LENGTHS: ContextVar[torch.Tensor] = ContextVar("cache_lengths")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What the attention layers need to know of the forward pass that runs now.
+
+    Attributes:
+        write_indices: int64 [batch], cache row of each row's first new token.
+        valid_lengths: int64 [batch], valid cache rows after this call.
+        sequence_length: new tokens of a row.
+        is_bidirectional: whether the prompt's tokens all see each other.
+        max_length: most cache rows that a sequence may have.
+    """
+
+    write_indices: torch.Tensor
+    valid_lengths: torch.Tensor
+    sequence_length: int
+    is_bidirectional: bool
+    max_length: int
+
+
+# Not an argument, because not all models hand unknown arguments on to their attention (StableLM).
+_CALL: ContextVar[_Call] = ContextVar("call")
 
 
 class InPlaceDecoder(nn.Module):
@@ -42,11 +63,14 @@ class InPlaceDecoder(nn.Module):
 
     Args:
         language_model: a causal language model whose config names `ATTENTION`.
+        is_bidirectional: whether the first call, with the whole prompt, lets all of its tokens see
+            each other. Later calls have one new token each.
     """
 
-    def __init__(self, language_model: PreTrainedModel) -> None:
+    def __init__(self, language_model: PreTrainedModel, *, is_bidirectional: bool = False) -> None:
         super().__init__()
         self.language_model = language_model
+        self._is_bidirectional = is_bidirectional
 
     def forward(
         self,
@@ -70,10 +94,16 @@ class InPlaceDecoder(nn.Module):
         Returns:
             logits float32 [batch, vocab_size], then the updated cache tensors in the same order.
         """
-        # A causal Attention aligns the mask to the end of nonpad_kv_seqlen. Counting the padding
-        # too keeps every valid token's row of the mask right, in ragged batches as well; with the
-        # true lengths short rows are wrong (kernel study, error 5.0 against 2.6e-6).
-        _CACHE_LENGTHS.set(write_indices + inputs_embeds.shape[1])
+        config = cast("Any", self.language_model).config
+        _CALL.set(
+            _Call(
+                write_indices,
+                valid_lengths,
+                inputs_embeds.shape[1],
+                self._is_bidirectional,
+                config.max_position_embeddings,
+            )
+        )
         cache = _InPlaceCache(past_key_values, write_indices)
         body = cast("Any", self.language_model).base_model
         hidden = body(
@@ -86,6 +116,9 @@ class InPlaceDecoder(nn.Module):
         index = last.expand(-1, 1, hidden.shape[2])
         last_hidden = torch.gather(hidden, 1, index).squeeze(1)
         logits = cast("nn.Module", self.language_model.get_output_embeddings())(last_hidden)
+        # Gemma 2, section 2 of its report: outside the base model, in the class with the head.
+        if limit := getattr(config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / limit) * limit
         return (logits, *cache.present(len(past_key_values)))
 
 
@@ -155,27 +188,61 @@ def _attention(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """One attention layer of transformers, as one ONNX Attention over the whole cache."""
     del kwargs
-    if attention_mask is not None or sliding_window is not None:
-        found = "a mask" if attention_mask is not None else f"sliding_window={sliding_window}"
+    if attention_mask is not None:
         msg = (
-            f"decoder: {type(module).__name__} calls its attention with {found}; only plain "
-            "causal attention over the in-place cache can be exported"
+            f"decoder: {type(module).__name__} calls its attention with a mask; only the masks "
+            "that follow from the cache can be exported"
         )
         raise ExportError(msg)
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    call = _CALL.get()
+    attributes: dict[str, Any] = {  # torch's own type of a value is a union of eight
+        "scale": query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    }
+    if softcap is not None:
+        attributes["softcap"] = float(softcap)
+    mask = lengths = None
+    if sliding_window is not None and sliding_window < call.max_length:
+        mask = _window_mask(call, key.shape[2], sliding_window)
+    elif call.is_bidirectional:
+        # A single new token sees all of the cache, so that generated tokens are causal.
+        lengths = call.valid_lengths
+    else:
+        # A causal Attention aligns the mask to the end of nonpad_kv_seqlen. Counting the padding
+        # too keeps every valid token's row of the mask right, in ragged batches as well; with the
+        # true lengths short rows are wrong (kernel study, error 5.0 against 2.6e-6).
+        attributes["is_causal"] = 1
+        lengths = call.write_indices + call.sequence_length
     output = torch.onnx.ops.symbolic(
         "Attention",
-        (query, key, value, None, None, None, _CACHE_LENGTHS.get()),
-        {"is_causal": 1, "scale": scale},
+        (query, key, value, mask, None, None, lengths),
+        attributes,
         dtype=query.dtype,
-        shape=query.shape,
+        shape=(*query.shape[:3], value.shape[-1]),
         version=OPSET,
     )
     return output.transpose(1, 2), None
+
+
+def _window_mask(call: _Call, capacity: int, window: int) -> torch.Tensor:
+    """Which cache rows each new token sees: bool [batch, 1, sequence_length, capacity].
+
+    A token sees itself and the `window` - 1 rows before it; in a bidirectional prompt, which is the
+    call that begins at row 0, it sees the whole prompt.
+
+    Source: transformers/masking_utils.py, create_sliding_window_causal_mask.
+    """
+    row = torch.arange(capacity)[None, None, :]
+    token = call.write_indices[:, None] + torch.arange(call.sequence_length)[None, :]
+    seen = (row <= token[:, :, None]) & (row > token[:, :, None] - window)
+    if call.is_bidirectional:
+        is_prompt = (call.write_indices == 0)[:, None, None]
+        seen = seen | (is_prompt & (row < call.valid_lengths[:, None, None]))
+    return seen[:, None]
 
 
 @contextlib.contextmanager
@@ -199,7 +266,11 @@ def kv_layout(config: PretrainedConfig) -> KVLayout:
 
 
 def decoder_module(
-    build: Callable[[], PreTrainedModel], config: PretrainedConfig, vocab_size: int
+    build: Callable[[], PreTrainedModel],
+    config: PretrainedConfig,
+    vocab_size: int,
+    *,
+    is_bidirectional: bool = False,
 ) -> TracedModule:
     """The decoder graph of a language model.
 
@@ -207,6 +278,7 @@ def decoder_module(
         build: makes the causal language model; called under the meta device.
         config: the language model's config.
         vocab_size: rows of the output head.
+        is_bidirectional: see `InPlaceDecoder`.
     """
     layout = kv_layout(config)
     shape = ("batch", layout.num_kv_heads, "capacity", layout.head_dim)
@@ -216,7 +288,7 @@ def decoder_module(
     tokens = ("batch", "sequence_length")
     return TracedModule(
         name="decoder",
-        build=lambda: InPlaceDecoder(build()),
+        build=lambda: InPlaceDecoder(build(), is_bidirectional=is_bidirectional),
         inputs=(
             GraphPort("inputs_embeds", torch.float32, (*tokens, config.hidden_size)),
             GraphPort("position_ids", torch.int64, tokens),

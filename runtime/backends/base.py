@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -46,8 +48,16 @@ class Backend(Protocol):
 
     name: str
 
-    def run(self, graph: str, tensor: NDArray[Any]) -> NDArray[np.float32]:
-        """Runs a graph of one input and one output (encoder, projector, embedding)."""
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs a graph that has no cache.
+
+        Args:
+            graph: its name.
+            inputs: by name; those that the graph does not have are passed over.
+
+        Returns:
+            The graph's outputs by name.
+        """
         ...
 
     def start(self, batch: int, max_length: int) -> Decoding:

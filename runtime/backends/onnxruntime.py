@@ -11,6 +11,7 @@ from vlmport.errors import BundleError, VlmportError
 from vlmport.runtime.kv_cache import GrowingCache
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -44,11 +45,12 @@ class OnnxRuntimeBackend:
             graph.name: _open_session(bundle / graph.file, threads) for graph in manifest.graphs
         }
 
-    def run(self, graph: str, tensor: NDArray[Any]) -> NDArray[np.float32]:
-        """Runs a graph of one input and one output (encoder, projector, embedding)."""
-        session = self._sessions[graph]
-        result: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: tensor})[0]
-        return result
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs a graph that has no cache; see `Backend.run`."""
+        spec = self._manifest.graph(graph)
+        fed = {port.name: inputs[port.name] for port in spec.inputs}
+        results: list[NDArray[Any]] = self._sessions[graph].run(None, fed)
+        return {port.name: result for port, result in zip(spec.outputs, results, strict=True)}
 
     def start(self, batch: int, max_length: int) -> OnnxRuntimeDecoding:
         """Makes an empty cache for `batch` rows that will hold at most `max_length` tokens."""
@@ -71,6 +73,8 @@ class OnnxRuntimeDecoding:
         self._decoder = decoder
         self._binding = decoder.io_binding()
         self._cache = GrowingCache(manifest.kv_layout, batch, max_length)
+        self._first_position = manifest.attention.first_position
+        self._runs_whole_prompt = manifest.attention.prompt == "bidirectional"
         self._past = [spec.name for spec in manifest.graph("decoder").inputs[4:]]
         self._present = [spec.name for spec in manifest.graph("decoder").outputs[1:]]
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
@@ -89,17 +93,18 @@ class OnnxRuntimeDecoding:
     def prefill(
         self, inputs_embeds: NDArray[np.float32], lengths: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Runs the prompts, in pieces of at most 512 tokens; see `Decoding.prefill`."""
+        """Runs the prompts, causal ones in pieces of at most 512 tokens; see `Decoding.prefill`."""
         sequence_length = inputs_embeds.shape[1]
+        piece = sequence_length if self._runs_whole_prompt else _PREFILL_CHUNK
         self._reserve(sequence_length, filled=0)
         chosen = np.empty_like(self._logits)
-        for start in range(0, sequence_length, _PREFILL_CHUNK):
-            stop = min(sequence_length, start + _PREFILL_CHUNK)
+        for start in range(0, sequence_length, piece):
+            stop = min(sequence_length, start + piece)
             ends_here = (lengths > start) & (lengths <= stop)
-            positions = np.broadcast_to(np.arange(start, stop), (len(lengths), stop - start))
+            positions = np.arange(start, stop, dtype=np.int64) + self._first_position
             self._run(
                 np.ascontiguousarray(inputs_embeds[:, start:stop]),
-                np.ascontiguousarray(positions, np.int64),
+                np.ascontiguousarray(np.broadcast_to(positions, (len(lengths), stop - start))),
                 np.full(len(lengths), start, np.int64),
                 # Rows that end elsewhere choose any valid row; their logits are not kept.
                 np.clip(lengths, start + 1, stop),
@@ -116,7 +121,7 @@ class OnnxRuntimeDecoding:
         self._token_ids[:, 0] = token_ids
         # A row that has ended overwrites its last cache row, which nobody reads any more.
         self._write_indices[:] = self._lengths - 1
-        self._positions[:, 0] = self._write_indices
+        self._positions[:, 0] = self._write_indices + self._first_position
         self._valid_lengths[:] = self._lengths
         self._embed.run_with_iobinding(self._embed_binding)
         if grown or not self._step_is_bound:

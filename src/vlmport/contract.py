@@ -13,12 +13,16 @@ from typing import Literal
 from pydantic import ConfigDict
 
 __all__ = [
+    "IMAGE_GRAPHS",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
+    "AttentionForm",
     "FileEntry",
+    "FixedSizeImages",
     "GenerationDefaults",
     "GraphSpec",
     "ImagePreprocessing",
+    "ImageTokens",
     "KVLayout",
     "Manifest",
     "ModelDimensions",
@@ -29,8 +33,9 @@ __all__ = [
     "TensorSpec",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+IMAGE_GRAPHS = ("vision_encoder", "projector")
 
 # An unknown key in a manifest is a fault: a newer writer meant something that we would ignore.
 _STRICT = ConfigDict(extra="forbid")
@@ -73,7 +78,8 @@ class GraphSpec:
     """One ONNX graph of a bundle.
 
     Attributes:
-        name: what the runtime asks for ("vision_encoder", "projector", "embed_tokens", "decoder").
+        name: what the runtime asks for: "vision_encoder" (absent where pixels go straight into the
+            projector), "projector", "embed_tokens", "decoder".
         file: path of the .onnx file, listed in the manifest's files.
         inputs: in the graph's order.
         outputs: in the graph's order.
@@ -122,14 +128,27 @@ class ModelDimensions:
         hidden_size: length of an embedding.
         vocab_size: rows of the logits.
         max_length: most tokens (text and image) that one sequence may hold.
-        num_image_tokens: tokens that one image becomes.
     """
 
     __pydantic_config__ = _STRICT
     hidden_size: int
     vocab_size: int
     max_length: int
-    num_image_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionForm:
+    """Which tokens of the prompt see each other, and where positions begin.
+
+    Attributes:
+        prompt: "causal", or "bidirectional": every token of the prompt sees the whole prompt, so
+            that it must run in one piece; generated tokens are causal either way.
+        first_position: position id of a sequence's first token.
+    """
+
+    __pydantic_config__ = _STRICT
+    prompt: Literal["causal", "bidirectional"]
+    first_position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +171,13 @@ class Resize:
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePreprocessing:
-    """How a picture becomes pixel_values float32 [3, height, width].
+class FixedSizeImages:
+    """How every picture becomes pixel_values float32 [1, 3, height, width] of one size.
 
     The steps run in this order: RGB, pad to a square, resize, centre crop, rescale, normalize.
 
     Attributes:
-        kind: "fixed_size": every picture becomes a tensor of one shape.
+        kind: "fixed_size".
         pad_to_square: colour (red, green, blue; 0-255) of the border that makes the picture square,
             or None to leave its shape.
         resize: None leaves the size.
@@ -178,6 +197,32 @@ class ImagePreprocessing:
     std: tuple[float, float, float] | None
 
 
+# One dataclass for each kind of preprocessing; `kind` tells them apart in JSON.
+ImagePreprocessing = FixedSizeImages
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTokens:
+    """What an image becomes in the prompt, in place of its placeholder.
+
+    Attributes:
+        kind: "repeat": `count` image tokens for each tile of the image.
+        token: the image token's text; "" if it is no token of the vocabulary.
+        count: image tokens of one tile.
+        before: text in front of each tile.
+        after: text behind each tile.
+        merged: a text of which two in a row become one, after all images are in place; "" for none.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["repeat"]
+    token: str
+    count: int
+    before: str
+    after: str
+    merged: str
+
+
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
     """How a chat becomes token ids.
@@ -186,15 +231,17 @@ class PromptFormat:
         chat_template: Jinja source; gets `messages` (role, content parts of type text or image),
             `add_generation_prompt`, `bos_token`, `eos_token`.
         image_placeholder: the text that stands for one image in the rendered prompt.
-        tokenization: "whole" tokenizes the rendered prompt once, the placeholder being one token
-            of the vocabulary; "chunks" tokenizes the text around each placeholder for itself and
-            keeps the beginning-of-sequence token of the first chunk alone.
+        image_tokens: what takes the placeholder's place.
+        tokenization: "whole" tokenizes the prompt once, with the images' text in it; "chunks"
+            tokenizes the text around each placeholder for itself and keeps the
+            beginning-of-sequence token of the first chunk alone.
         add_special_tokens: whether the tokenizer's post-processor runs.
     """
 
     __pydantic_config__ = _STRICT
     chat_template: str
     image_placeholder: str
+    image_tokens: ImageTokens
     tokenization: Literal["whole", "chunks"]
     add_special_tokens: bool
 
@@ -206,7 +253,7 @@ class SpecialTokens:
     Attributes:
         bos_token_id: None if the tokenizer has none.
         eos_token_ids: any of them ends an answer.
-        image_token_id: id of the placeholder in the vocabulary, or None if it is not a token.
+        image_token_id: id of the image token in the vocabulary, or None if it is not in it.
         bos_token: text of bos_token_id, "" if there is none.
         eos_token: text of the tokenizer's end-of-sequence token, "" if there is none.
     """
@@ -261,6 +308,7 @@ class Manifest:
         dimensions: sizes.
         graphs: the ONNX graphs.
         kv_layout: form of the cache.
+        attention: which tokens see each other.
         image: image preprocessing.
         prompt: prompt form.
         special_tokens: ids with a meaning.
@@ -278,6 +326,7 @@ class Manifest:
     dimensions: ModelDimensions
     graphs: tuple[GraphSpec, ...]
     kv_layout: KVLayout
+    attention: AttentionForm
     image: ImagePreprocessing
     prompt: PromptFormat
     special_tokens: SpecialTokens
@@ -289,3 +338,9 @@ class Manifest:
     def graph(self, name: str) -> GraphSpec:
         """The graph of that name; the manifest reader has checked that the needed ones exist."""
         return next(graph for graph in self.graphs if graph.name == name)
+
+    @property
+    def image_graphs(self) -> tuple[str, ...]:
+        """The graphs that turn a prepared image into image features, in their order."""
+        names = {graph.name for graph in self.graphs}
+        return tuple(name for name in IMAGE_GRAPHS if name in names)

@@ -136,7 +136,7 @@ def _read_manifest(bundle: Path) -> bytes:
 
 
 def _check_is_json_object(content: bytes, subject: str) -> None:
-    """Refuse what is not a JSON object, and a newer schema before its unknown keys are listed."""
+    """Refuse what is not a JSON object, and another schema before its unknown keys are listed."""
     try:
         parsed: object = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -146,10 +146,13 @@ def _check_is_json_object(content: bytes, subject: str) -> None:
     if not isinstance(parsed, dict):
         raise BundleError(f"{subject}: a JSON {type(parsed).__name__}; expected an object")
     version: object = parsed.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        is_newer = version > SCHEMA_VERSION
+        is_newer = version > SCHEMA_VERSION
+        age, advice = ("a newer", "upgrade vlmport, or ") if is_newer else ("an older", "")
         raise BundleError(
-            f"{subject}: schema_version {version}, written by a newer vlmport; this one reads "
-            f"up to {SCHEMA_VERSION}; upgrade vlmport, or export the bundle again with this one"
+            f"{subject}: schema_version {version}, written by {age} vlmport; this one reads "
+            f"{SCHEMA_VERSION}; {advice}export the bundle again with this one"
         )
 
 
@@ -181,7 +184,7 @@ def _found_and_expected(detail: ErrorDetails) -> tuple[str, str]:
     if detail["type"] in ("missing", "missing_argument"):
         return "missing", "expected, since no field is optional"
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return "unknown field", "expected only the fields of schema_version 1"
+        return "unknown field", f"expected only the fields of schema_version {SCHEMA_VERSION}"
     message = detail["msg"].replace("Input should be ", "expected ")
     return f"found {_shorten(detail['input'])}", message
 

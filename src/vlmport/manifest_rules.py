@@ -16,15 +16,15 @@ from types import MappingProxyType
 from vlmport.contract import (
     MANIFEST_NAME,
     FileEntry,
+    FixedSizeImages,
     GraphSpec,
-    ImagePreprocessing,
     Manifest,
     TensorSpec,
 )
 
 __all__ = ["DTYPE_BYTES", "NEEDED_GRAPHS", "TOKENIZER_NAME", "manifest_faults"]
 
-NEEDED_GRAPHS = ("vision_encoder", "projector", "embed_tokens", "decoder")
+NEEDED_GRAPHS = ("projector", "embed_tokens", "decoder")
 TOKENIZER_NAME = "tokenizer.json"
 
 # Element types that ONNX graphs of a bundle may have at their borders -> bytes of one element.
@@ -68,7 +68,7 @@ def _number_faults(manifest: Manifest) -> Iterator[str]:
             "dimensions.hidden_size": dimensions.hidden_size,
             "dimensions.vocab_size": dimensions.vocab_size,
             "dimensions.max_length": dimensions.max_length,
-            "dimensions.num_image_tokens": dimensions.num_image_tokens,
+            "prompt.image_tokens.count": manifest.prompt.image_tokens.count,
             "kv_layout.num_layers": cache.num_layers,
             "kv_layout.num_kv_heads": cache.num_kv_heads,
             "kv_layout.head_dim": cache.head_dim,
@@ -80,6 +80,8 @@ def _number_faults(manifest: Manifest) -> Iterator[str]:
     ids = {f"eos_token_ids[{i}]": token for i, token in enumerate(tokens.eos_token_ids)}
     ids |= {"bos_token_id": tokens.bos_token_id or 0, "image_token_id": tokens.image_token_id or 0}
     yield from _too_small({f"special_tokens.{name}": token for name, token in ids.items()}, least=0)
+    first = manifest.attention.first_position
+    yield from _too_small({"attention.first_position": first}, least=0)
     yield from _dtype_faults("kv_layout.dtype", cache.dtype)
 
 
@@ -155,7 +157,7 @@ def _tensor_faults(field: str, spec: TensorSpec) -> Iterator[str]:
             yield f"{field}.shape[{axis}]: empty; expected a length or the name of an axis"
 
 
-def _image_faults(image: ImagePreprocessing) -> Iterator[str]:
+def _image_faults(image: FixedSizeImages) -> Iterator[str]:
     for channel, value in enumerate(image.pad_to_square or ()):
         if not 0 <= value <= 255:
             yield f"image.pad_to_square[{channel}]: found {value}; expected 0 to 255"
@@ -167,7 +169,7 @@ def _image_faults(image: ImagePreprocessing) -> Iterator[str]:
     yield from _scale_faults(image)
 
 
-def _shape_faults(image: ImagePreprocessing) -> Iterator[str]:
+def _shape_faults(image: FixedSizeImages) -> Iterator[str]:
     resize = image.resize
     by_edge = resize is not None and resize.mode == "shortest_edge"
     if resize is not None and by_edge and resize.height != resize.width:
@@ -183,7 +185,7 @@ def _shape_faults(image: ImagePreprocessing) -> Iterator[str]:
         )
 
 
-def _scale_faults(image: ImagePreprocessing) -> Iterator[str]:
+def _scale_faults(image: FixedSizeImages) -> Iterator[str]:
     if (image.mean is None) != (image.std is None):
         yield "image.mean, image.std: one is null and one is not; expected both or neither"
     factor = () if image.rescale_factor is None else (image.rescale_factor,)
@@ -199,11 +201,14 @@ def _scale_faults(image: ImagePreprocessing) -> Iterator[str]:
 def _text_faults(manifest: Manifest) -> Iterator[str]:
     if not manifest.prompt.image_placeholder:
         yield "prompt.image_placeholder: empty; expected the text that stands for an image"
-    if manifest.prompt.tokenization == "whole" and manifest.special_tokens.image_token_id is None:
-        yield (
-            'special_tokens.image_token_id: null; expected an id, since prompt.tokenization "whole"'
-            " needs the placeholder to be one token"
-        )
+    if manifest.prompt.tokenization == "whole":
+        if manifest.special_tokens.image_token_id is None:
+            yield (
+                "special_tokens.image_token_id: null; expected an id, since prompt.tokenization "
+                '"whole" needs the image token to be one of the vocabulary'
+            )
+        if not manifest.prompt.image_tokens.token:
+            yield 'prompt.image_tokens.token: empty; expected a text, as tokenization is "whole"'
     if "" in manifest.generation.stop_strings:
         yield "generation.stop_strings: an empty text; it would end every answer at once"
 

@@ -51,5 +51,5 @@ def failing(report_of: MakeReport) -> ParityReport:
         return features[:, :-1] if len(features) == 2 else features * np.float32(1.01)
 
     return report_of(
-        FakeModel(FakeReference(edit_logits=tie), {"vision_features": narrower}, edit_logits=edit)
+        FakeModel(FakeReference(edit_logits=tie), {"vision_encoder": narrower}, edit_logits=edit)
     )

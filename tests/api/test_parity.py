@@ -57,7 +57,7 @@ def test_a_file_of_another_size_is_told_without_hashing(
 
 
 def test_cases_that_the_bundle_has_no_room_for_are_left_out() -> None:
-    lengths = [FakeModel().encode(case.messages).length for case in fake_cases()]
+    lengths = [len(FakeModel().encode(case)) for case in fake_cases()]
     kept, skipped = select_cases(fake_cases(), FakeModel(max_length=max(lengths)))
     assert len(kept) == 2
     assert skipped == (f"case 'two': {max(lengths)} prompt tokens; max_length {max(lengths)}",)

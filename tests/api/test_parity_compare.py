@@ -66,7 +66,7 @@ def test_answers_may_be_cut_by_max_new_tokens() -> None:
 
 
 def test_pytorch_is_cut_where_the_bundle_has_no_more_room() -> None:
-    longest = max(FakeModel().encode(case.messages).length for case in fake_cases())
+    longest = max(len(FakeModel().encode(case)) for case in fake_cases())
     reports = run(FakeModel(max_length=longest + 2))
     assert verdict(reports) == "PASS"
     assert min(len(report.steps) for report in reports) == 2
@@ -119,22 +119,22 @@ def test_nan_logits_fail() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "quantity"),
+    "quantity",
     [
-        ("vision_features", "vision_encoder"),
-        ("image_features", "projector"),
-        ("inputs_embeds", "embed_tokens"),
-        ("preprocess", "preprocessing"),
+        "vision_encoder",
+        "projector",
+        "embed_tokens",
+        "preprocessing",
     ],
 )
-def test_a_stage_out_of_tolerance_fails_by_its_name(method: str, quantity: str) -> None:
-    reports = run(FakeModel(edits={method: lambda array: array * np.float32(1.001)}))
+def test_a_stage_out_of_tolerance_fails_by_its_name(quantity: str) -> None:
+    reports = run(FakeModel(edits={quantity: lambda array: array * np.float32(1.001)}))
     assert reports[1].verdict == "FAIL"
     assert f"{quantity}, case 'picture': max_abs" in messages(reports)
     assert {finding.check for finding in reports[1].findings} == {quantity}
 
 
-@pytest.mark.parametrize("method", ["vision_features", "image_features", "inputs_embeds"])
+@pytest.mark.parametrize("method", ["vision_encoder", "projector", "embed_tokens"])
 def test_nan_in_a_graph_fails(method: str) -> None:
     reports = run(FakeModel(edits={method: lambda array: array * np.nan}))
     assert "values are NaN or Inf; expected finite ones" in messages(reports)
@@ -149,11 +149,11 @@ def test_nan_that_only_the_bundles_own_pixels_cause_fails() -> None:
         # The fake's features are 100 * pixel + 1, and PyTorch's pixels are at most 1.
         return np.where(features > 101, np.float32(np.nan), features)
 
-    reports = run(FakeModel(edits={"preprocess": brighter, "vision_features": fragile}))
+    reports = run(FakeModel(edits={"preprocessing": brighter, "vision_encoder": fragile}))
     assert "vision_encoder, case 'picture', end to end: 48 values are NaN" in messages(reports)
 
 
-@pytest.mark.parametrize("method", ["preprocess", "vision_features", "image_features"])
+@pytest.mark.parametrize("method", ["preprocessing", "vision_encoder", "projector"])
 def test_a_wrong_shape_fails_with_both_shapes_and_ends_the_case(method: str) -> None:
     reports = run(FakeModel(edits={method: lambda array: array[..., :-1]}))
     text, picture, two = reports
@@ -169,7 +169,7 @@ def test_preprocessing_must_be_exact() -> None:
     def one_bit(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.nextafter(pixels, np.float32(2))
 
-    reports = run(FakeModel(edits={"preprocess": one_bit}))
+    reports = run(FakeModel(edits={"preprocessing": one_bit}))
     assert "preprocessing, case 'picture': max_abs" in messages(reports)
     assert "tolerance 0" in messages(reports)
 

@@ -12,6 +12,7 @@ from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress
 from vlmport.errors import InputError
 from vlmport.export.family import load_reference
+from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.runtime import Request, SamplingOptions, VisionLanguageModel
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def test_requests_that_cannot_be_answered_say_why(
 
 
 def test_images_and_image_parts_must_agree(model: VisionLanguageModel) -> None:
-    from vlmport.runtime.prompt import parse_messages
+    from vlmport.runtime.messages import parse_messages
 
     messages = parse_messages([{"role": "user", "content": [{"type": "image"}]}])
     with pytest.raises(InputError, match="found 2, the messages have 1 image parts"):
@@ -172,15 +173,16 @@ def test_images_and_image_parts_must_agree(model: VisionLanguageModel) -> None:
 def test_several_turns_render_as_the_reference_renders_them(
     model: VisionLanguageModel, reference: Any
 ) -> None:
-    from vlmport.runtime.prompt import parse_messages
+    from vlmport.runtime.messages import parse_messages
 
     chat = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]},
         {"role": "assistant", "content": [{"type": "text", "text": "A red circle."}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And here?"}]},
     ]
-    prompt = model.encode(parse_messages(chat))
+    prompt = model.encode(parse_messages(chat), [model.prepare(IMAGE).layout] * 2)
     answer = reference.greedy(chat, [IMAGE, IMAGE], 1)
-    np.testing.assert_array_equal(prompt.text_ids, answer.prompt_ids)
+    ids = np.where(prompt.image_mask, IMAGE_TOKEN, prompt.input_ids)
+    np.testing.assert_array_equal(ids, answer.prompt_ids)
     assert prompt.text.endswith("And here? ASSISTANT:")
     assert "ASSISTANT: A red circle.</s>USER: <image>\n" in prompt.text

@@ -17,7 +17,7 @@ from vlmport.contract import Resize
 from vlmport.errors import InputError
 from vlmport.export.processor_files import image_preprocessing
 from vlmport.runtime.image_file import MAX_PIXELS, load_image
-from vlmport.runtime.preprocessing import preprocess_image
+from vlmport.runtime.preprocessing import prepare_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def check(name: str, path: Path) -> None:
     processor = PROCESSORS[name]
     steps = image_preprocessing(processor, pad_to_square=name == "llava-pad", side=SIDE)
     expected = processor(transformers_load_image(str(path)), return_tensors="np")["pixel_values"][0]
-    found = preprocess_image(load_image(path), steps)
+    found = prepare_image(load_image(path), steps).inputs["pixel_values"][0]
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
 
@@ -110,15 +110,15 @@ def test_strip_that_would_become_a_huge_picture_is_refused() -> None:
     processor = PROCESSORS["clip"]
     steps = image_preprocessing(processor, pad_to_square=False, side=SIDE)
     with pytest.raises(InputError, match=r"found 80000 x 2 pixels, which become .* at most"):
-        preprocess_image(Image.new("RGB", (80000, 2)), steps)
+        prepare_image(Image.new("RGB", (80000, 2)), steps)
     with pytest.raises(InputError, match=r"found 2000000 x 1 pixels, which become .* at most"):
-        preprocess_image(Image.new("RGB", (2_000_000, 1)), steps)
+        prepare_image(Image.new("RGB", (2_000_000, 1)), steps)
 
 
 def test_strip_that_would_become_a_huge_square_is_refused() -> None:
     steps = image_preprocessing(PROCESSORS["llava-pad"], pad_to_square=True, side=SIDE)
     with pytest.raises(InputError, match=r"found 10000 x 1 pixels, which become 10000 x 10000"):
-        preprocess_image(Image.new("RGB", (10000, 1)), steps)
+        prepare_image(Image.new("RGB", (10000, 1)), steps)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_strip_that_would_become_a_huge_square_is_refused() -> None:
 def test_line_of_pixels_is_equal_without_the_whole_picture(
     resample: Any, size: tuple[int, int], crop: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmport.runtime.preprocessing.MAX_PIXELS", 60_000)
+    monkeypatch.setattr("vlmport.runtime.preprocessing.fixed_size.MAX_PIXELS", 60_000)
     image = noise(*size, "RGB")
     processor: Any = CLIPImageProcessorPil(
         size={"shortest_edge": SIDE},
@@ -142,7 +142,8 @@ def test_line_of_pixels_is_equal_without_the_whole_picture(
         center_crop=crop,
     )
     expected = processor(image, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_array_equal(preprocess_image(image, steps), expected)
+    found = prepare_image(image, steps).inputs["pixel_values"][0]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ from support.checkpoints import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from vlmport.contract import PromptFormat, SpecialTokens
+from vlmport.contract import ImageTokens, PromptFormat, SpecialTokens
 from vlmport.errors import InputError
-from vlmport.runtime.prompt import (
+from vlmport.runtime.messages import (
     ImagePart,
     Message,
-    PromptEncoder,
     TextPart,
+    count_images,
     messages_from_prompt,
     parse_messages,
 )
+from vlmport.runtime.preprocessing.prepared import ImageLayout
+from vlmport.runtime.prompt import EncodedPrompt, PromptEncoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,12 +48,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def repeated(count: int) -> ImageTokens:
+    return ImageTokens("repeat", "<image>", count, "", "", "")
+
+
+def encoded(own: PromptEncoder, chat: tuple[Message, ...]) -> EncodedPrompt:
+    return own.encode(chat, [ImageLayout(1, 0, 0)] * count_images(chat))
+
+
 def encoder(folder: Path, tokenization: Any, template: str = TEMPLATE) -> PromptEncoder:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     image = 3 if tokenization == "whole" else None
     special = SpecialTokens(1, (2,), image, "<s>", "</s>")
-    form = PromptFormat(template, "<image>", tokenization, add_special_tokens=True)
-    return PromptEncoder(tokenizer, form, special, IMAGES)
+    form = PromptFormat(
+        template, "<image>", repeated(IMAGES), tokenization, add_special_tokens=True
+    )
+    return PromptEncoder(tokenizer, form, special)
 
 
 @pytest.mark.parametrize("chat", CASES)
@@ -65,7 +77,7 @@ def test_whole_prompt_equals_the_processor(folder: Path, chat: list[dict[str, An
         image_token="<image>",
     )
     messages = parse_messages(chat)
-    found = encoder(folder, "whole").encode(messages)
+    found = encoded(encoder(folder, "whole"), messages)
     images = [np.zeros((56, 56, 3), np.uint8)] * found.num_images
     expected = processor(text=found.text, images=images or None)["input_ids"]
     np.testing.assert_array_equal(found.input_ids, np.array(expected).reshape(-1))
@@ -77,7 +89,7 @@ def test_chunks_are_tokenized_apart_with_one_beginning(
     folder: Path, chat: list[dict[str, Any]]
 ) -> None:
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
-    found = encoder(folder, "chunks").encode(parse_messages(chat))
+    found = encoded(encoder(folder, "chunks"), parse_messages(chat))
     chunks = [tokenizer(chunk).input_ids for chunk in found.text.split("<image>")]
     expected = chunks[0] + [token for chunk in chunks[1:] for token in chunk[1:]]
     np.testing.assert_array_equal(found.text_ids, expected)
@@ -116,8 +128,8 @@ def test_whole_prompt_equals_the_processor_for_bytes(chat: list[dict[str, Any]])
         image_token="<image>",
     )
     special = SpecialTokens(None, (1,), 2, "", "</s>")
-    form = PromptFormat(TEMPLATE, "<image>", "whole", add_special_tokens=True)
-    found = PromptEncoder(tokenizer, form, special, IMAGES).encode(parse_messages(chat))
+    form = PromptFormat(TEMPLATE, "<image>", repeated(IMAGES), "whole", add_special_tokens=True)
+    found = encoded(PromptEncoder(tokenizer, form, special), parse_messages(chat))
     images = [np.zeros((56, 56, 3), np.uint8)] * found.num_images
     expected = processor(text=found.text, images=images or None)["input_ids"]
     np.testing.assert_array_equal(found.input_ids, np.array(expected).reshape(-1))
@@ -152,8 +164,8 @@ def factory_ids(tokenizer: Tokenizer, prompt: str, bos_token_id: int) -> list[in
 def test_chunks_equal_those_of_the_factory(chat: list[dict[str, Any]], add_bos: bool) -> None:
     tokenizer = byte_level(add_bos)
     special = SpecialTokens(0, (1,), None, "<s>", "</s>")
-    form = PromptFormat(FACTORY, "<image>", "chunks", add_special_tokens=True)
-    found = PromptEncoder(tokenizer, form, special, 1).encode(parse_messages(chat))
+    form = PromptFormat(FACTORY, "<image>", repeated(1), "chunks", add_special_tokens=True)
+    found = encoded(PromptEncoder(tokenizer, form, special), parse_messages(chat))
     ids = np.where(found.image_mask, -200, found.input_ids)
     np.testing.assert_array_equal(ids, factory_ids(tokenizer, found.text, 0))
 
@@ -161,18 +173,18 @@ def test_chunks_equal_those_of_the_factory(chat: list[dict[str, Any]], add_bos: 
 def test_chunk_that_begins_with_the_beginning_token_keeps_it_if_none_was_added() -> None:
     special = SpecialTokens(0, (0,), None, "<s>", "<s>")
     form = PromptFormat(
-        "a{% for _ in messages %}<image><s>b{% endfor %}", "<image>", "chunks", True
+        "a{% for _ in messages %}<image><s>b{% endfor %}", "<image>", repeated(1), "chunks", True
     )
     chat = (Message("user", (ImagePart(),)),)
     tokenizer = byte_level(add_bos=False)
-    found = PromptEncoder(tokenizer, form, special, 1).encode(chat)
+    found = encoded(PromptEncoder(tokenizer, form, special), chat)
     ids = np.where(found.image_mask, -200, found.input_ids)
     np.testing.assert_array_equal(ids, factory_ids(tokenizer, found.text, 0))
 
 
 def test_one_image_renders_as_the_factory_does(folder: Path) -> None:
     chat = messages_from_prompt(" What? ", 1, "<image>")
-    text = encoder(folder, "chunks", FACTORY).encode(chat).text
+    text = encoded(encoder(folder, "chunks", FACTORY), chat).text
     assert text.endswith("questions. USER: <image>\nWhat? ASSISTANT:")
     assert text.startswith("A chat between a curious user")
 
@@ -195,7 +207,7 @@ def test_template_renders_as_in_transformers(folder: Path, template: str) -> Non
     expected = tokenizer.apply_chat_template(
         chat, chat_template=template, tokenize=False, add_generation_prompt=True
     )
-    assert encoder(folder, "chunks", template).encode(parse_messages(chat)).text == expected
+    assert encoded(encoder(folder, "chunks", template), parse_messages(chat)).text == expected
 
 
 def test_images_come_first_or_where_the_prompt_says() -> None:
@@ -214,23 +226,23 @@ def test_images_come_first_or_where_the_prompt_says() -> None:
 def test_text_cannot_smuggle_a_placeholder_in(folder: Path, texts: tuple[str, ...]) -> None:
     chat = (Message("user", tuple(TextPart(text) for text in texts)),)
     with pytest.raises(InputError, match="contains '<image>', which stands for an image"):
-        encoder(folder, "chunks").encode(chat)
+        encoded(encoder(folder, "chunks"), chat)
 
 
 def test_half_a_surrogate_pair_is_refused(folder: Path) -> None:
     chat = parse_messages([{"role": "user", "content": "a\ud83d"}])
     with pytest.raises(InputError, match=r"contains '\\ud83d', half of a surrogate pair"):
-        encoder(folder, "chunks").encode(chat)
+        encoded(encoder(folder, "chunks"), chat)
 
 
 def test_placeholder_that_is_no_token_is_reported(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    form = PromptFormat(TEMPLATE, "<image>", "whole", add_special_tokens=True)
+    form = PromptFormat(TEMPLATE, "<image>", repeated(IMAGES), "whole", add_special_tokens=True)
     chat = messages_from_prompt("What?", 1, "<image>")
     for image_token_id in (None, 77):
         special = SpecialTokens(1, (2,), image_token_id, "<s>", "</s>")
         with pytest.raises(InputError, match="made 0 image tokens of 1 images"):
-            PromptEncoder(tokenizer, form, special, IMAGES).encode(chat)
+            encoded(PromptEncoder(tokenizer, form, special), chat)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +259,7 @@ def test_placeholder_that_is_no_token_is_reported(folder: Path) -> None:
 def test_template_that_refuses_says_why(folder: Path, template: str, message: str) -> None:
     chat = parse_messages([{"role": "user", "content": [{"type": "image"}]}])
     with pytest.raises(InputError, match=message):
-        encoder(folder, "chunks", template).encode(chat)
+        encoded(encoder(folder, "chunks", template), chat)
 
 
 def test_damaged_template_is_refused(folder: Path) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from vlmport.api.builtin_cases import Case
-from vlmport.api.parity_model import PromptTokens, TokensAndText
-from vlmport.export.reference import ReferenceAnswer
+from vlmport.api.parity_model import TokensAndText
+from vlmport.export.reference import IMAGE_TOKEN, ReferenceAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -54,22 +54,24 @@ class FakeReference:
     length: int = 6
     edit_logits: Callable[[NDArray[np.float32]], None] = lambda logits: None
 
-    def pixel_values(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        sized = [np.asarray(image.resize((4, 4)), np.float32) for image in images]
-        return (np.stack(sized).transpose(0, 3, 1, 2) / 255).astype(np.float32)
+    def image_inputs(self, image: Image.Image) -> dict[str, NDArray[Any]]:
+        sized = np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1)[None]
+        return {"pixel_values": (sized / 255).astype(np.float32)}
 
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return pixel_values.reshape(len(pixel_values), 4, 12) * 100 + 1
-
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (vision_features[..., :6] / 50).astype(np.float32)
-
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if graph == "vision_encoder":
+            pixels = inputs["pixel_values"]
+            return {"vision_features": pixels.reshape(len(pixels), 4, 12) * 100 + 1}
+        if graph == "projector":
+            features = inputs["vision_features"][..., :6] / 50
+            return {"image_features": features.astype(np.float32)}
         table = np.random.default_rng(0).standard_normal((128, 6), np.float32)
-        return np.asarray(table[input_ids], np.float32)
+        return {"inputs_embeds": table[inputs["input_ids"]]}
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
-        return np.array([ord(letter) % 128 for letter in _prompt(messages)], np.int64)
+        images = sum(part["type"] == "image" for part in messages[0]["content"])
+        text = [ord(letter) % 128 for letter in _prompt(messages)]
+        return np.array([IMAGE_TOKEN] * (_TOKENS_AN_IMAGE * images) + text, np.int64)
 
     def logits(self, messages: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
         random = np.random.default_rng(len(_prompt(messages)))
@@ -93,7 +95,8 @@ class FakeModel:
 
     Attributes:
         reference: what it imitates.
-        edits: method name -> function that gets its right result and returns another.
+        edits: "preprocessing", "encode", "logits" or a graph -> function that gets its right array
+            and returns another.
         edit_logits: changes the logits [steps, vocab_size] of a case; gets the case's name.
         edit_batch: the same, in batches of several cases only.
         edit_tokens: what is answered in place of the argmax of each step.
@@ -106,24 +109,20 @@ class FakeModel:
     edit_tokens: Callable[[list[int]], list[int]] = lambda token_ids: token_ids
     max_length: int = 4096
 
-    def preprocess(self, images: Sequence[Path | Image.Image]) -> NDArray[np.float32]:
-        opened = [image for image in images if isinstance(image, Image.Image)]
-        pixels = self.reference.pixel_values([image.convert("RGB") for image in opened])
-        return self._edited("preprocess", pixels)
+    @property
+    def image_graphs(self) -> tuple[str, ...]:
+        return ("vision_encoder", "projector")
 
-    def encode(self, messages: Sequence[dict[str, Any]]) -> PromptTokens:
-        ids = self._edited("encode", self.reference.prompt_ids(messages))
-        images = sum(part["type"] == "image" for part in messages[0]["content"])
-        return PromptTokens(ids, len(ids) + images * _TOKENS_AN_IMAGE)
+    def image_inputs(self, image: Path | Image.Image) -> dict[str, NDArray[Any]]:
+        assert isinstance(image, Image.Image)
+        inputs = self.reference.image_inputs(image.convert("RGB"))
+        return self._edited_values("preprocessing", inputs)
 
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._edited("vision_features", self.reference.vision_features(pixel_values))
+    def encode(self, case: Case) -> NDArray[np.int64]:
+        return self._edited("encode", self.reference.prompt_ids(case.messages))
 
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._edited("image_features", self.reference.image_features(vision_features))
-
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._edited("inputs_embeds", self.reference.inputs_embeds(input_ids))
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._edited_values(graph, self.reference.run(graph, inputs))
 
     def greedy(
         self,
@@ -143,12 +142,17 @@ class FakeModel:
         return [TokensAndText(tuple(ids), _text(ids)) for ids in answers]
 
     def _logits(self, case: Case, is_batch: bool, max_new_tokens: int) -> NDArray[np.float32]:
-        room = self.max_length - self.encode(case.messages).length
+        room = self.max_length - len(self.encode(case))
         logits = self.reference.logits(case.messages)[: min(max_new_tokens, room)].copy()
         self.edit_logits(case.name, logits)
         if is_batch:
             self.edit_batch(case.name, logits)
         return self._edited("logits", logits)
+
+    def _edited_values(
+        self, method: str, arrays: dict[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        return {name: self._edited(method, array) for name, array in arrays.items()}
 
     def _edited(self, method: str, result: NDArray[Any]) -> NDArray[Any]:
         edited: NDArray[Any] = self.edits.get(method, lambda unchanged: unchanged)(result)

@@ -181,6 +181,7 @@ def _write(
         dimensions=plan.dimensions,
         graphs=tuple(specs),
         kv_layout=plan.kv_layout,
+        attention=plan.attention,
         image=plan.image,
         prompt=plan.prompt,
         special_tokens=plan.special_tokens,

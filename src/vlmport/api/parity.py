@@ -77,7 +77,8 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
     progress.start("opening the bundle")
     model = open_bundle(options.bundle)
     if options.images:
-        model.preprocess(options.images)  # an unusable picture is told before PyTorch loads
+        for image in options.images:
+            model.image_inputs(image)  # an unusable picture is told before PyTorch loads
     wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
     cases, skipped = select_cases(wanted, model)
     progress.start("loading the PyTorch model")
@@ -123,7 +124,7 @@ def select_cases(
     """
     kept, skipped = [], []
     for case in cases:
-        length = model.encode(case.messages).length
+        length = len(model.encode(case))
         if length < model.max_length:
             kept.append(case)
         else:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmport.api.parity_model import PromptTokens, TokensAndText
+from vlmport.api.parity_model import TokensAndText
+from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.runtime import Request, VisionLanguageModel
-from vlmport.runtime.prompt import parse_messages
+from vlmport.runtime.messages import parse_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -47,26 +48,24 @@ class OpenedBundle:
         """Most tokens, prompt and answer, of one sequence."""
         return self._model.manifest.dimensions.max_length
 
-    def preprocess(self, images: Sequence[Path | Image]) -> NDArray[np.float32]:
-        """Pictures of any mode -> [num_images, 3, height, width]."""
-        return self._model.preprocess(images)
+    @property
+    def image_graphs(self) -> tuple[str, ...]:
+        """The graphs from a picture to its image features, in their order."""
+        return self._model.manifest.image_graphs
 
-    def encode(self, messages: Sequence[dict[str, Any]]) -> PromptTokens:
-        """Renders and tokenizes a chat in transformers' form."""
-        prompt = self._model.encode(parse_messages(list(messages)))
-        return PromptTokens(np.asarray(prompt.text_ids, np.int64), len(prompt.input_ids))
+    def image_inputs(self, image: Path | Image) -> dict[str, NDArray[Any]]:
+        """Preprocesses one picture of any mode: inputs of the image graphs by name."""
+        return self._model.prepare(image).inputs
 
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vision encoder: [num_images, num_patches, vision_hidden_size]."""
-        return self._model.vision_features(pixel_values)
+    def encode(self, case: Case) -> NDArray[np.int64]:
+        """Renders and tokenizes a chat: [prompt_length], `IMAGE_TOKEN` at image tokens."""
+        layouts = [self._model.prepare(image).layout for image in case.images]
+        prompt = self._model.encode(parse_messages(case.messages), layouts)
+        return np.where(prompt.image_mask, IMAGE_TOKEN, prompt.input_ids)
 
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The projector: [num_images, num_image_tokens, hidden_size]."""
-        return self._model.image_features(vision_features)
-
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The token embedding: [batch, sequence_length, hidden_size]."""
-        return self._model.inputs_embeds(input_ids)
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs a graph before the decoder; inputs that it does not have are passed over."""
+        return self._model.run(graph, inputs)
 
     def greedy(
         self,

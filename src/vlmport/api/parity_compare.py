@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlmport.api.parity_answers import Answer, AnswerComparison, compare_answers
 from vlmport.api.parity_measure import compare_arrays, fault_of, limits_of
@@ -18,14 +19,16 @@ from vlmport.api.parity_report import (
     worst_verdict,
 )
 from vlmport.api.tolerances import tolerance_for
+from vlmport.export.reference import IMAGE_TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from vlmport.api.builtin_cases import Case
-    from vlmport.api.parity_model import ComparedModel, PromptTokens
+    from vlmport.api.parity_model import ComparedModel
     from vlmport.api.parity_report import CheckName
     from vlmport.api.progress import Progress
     from vlmport.export.reference import Reference
@@ -34,6 +37,21 @@ __all__ = ["compare"]
 
 _NO_ANSWER = Answer((), np.zeros((0, 0), np.float32), "")
 _NOTHING_COMPARED = AnswerComparison((), 0, None, (), ())
+_Pairs = tuple[tuple[NDArray[Any], NDArray[Any]], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stage:
+    """What one step from a picture to its features gave, the bundle's array beside PyTorch's.
+
+    Attributes:
+        pairs: both sides fed with PyTorch's input of this step.
+        chain: each side fed with its own outputs from the picture on; empty where it would be the
+            same, None where a shape before it is wrong.
+    """
+
+    pairs: _Pairs
+    chain: _Pairs | None
 
 
 def compare(
@@ -77,17 +95,17 @@ def compare(
 def _compare_case(
     reference: Reference, model: ComparedModel, case: Case, max_new_tokens: int, precision: str
 ) -> tuple[CaseReport, Answer | None]:
-    prompt = model.encode(case.messages)
+    prompt = model.encode(case)
     checks, findings = _compare_image_stages(reference, model, case, precision)
     if any(_has_wrong_shape(check) for check in checks):
         message = f"decoder, case {case.name!r}: not run, as a shape before it is wrong"
         findings.append(Finding("FAIL", "logits", message))
         return _case_report(case, prompt, checks, findings), None
     found = _answer_alone(model, case, max_new_tokens)
-    limit = min(max_new_tokens, model.max_length - prompt.length)
+    limit = min(max_new_tokens, model.max_length - len(prompt))
     expected = reference.greedy(case.messages, case.rgb_images(), limit)
-    findings += _prompt_findings(case, prompt.text_ids, expected.prompt_ids)
-    if expected.prompt_ids.size:
+    findings += _prompt_findings(case, prompt, expected.prompt_ids)
+    if (expected.prompt_ids != IMAGE_TOKEN).any():
         check, more = _compare_embedding(reference, model, case, expected.prompt_ids, precision)
         checks.append(check)
         findings += more
@@ -106,31 +124,63 @@ def _compare_image_stages(
     """Each graph on PyTorch's input of it; beside that, the bundle's own chain from the picture."""
     if not case.images:
         return [], []
-    own_pixels = model.preprocess(case.images)
-    pixels = reference.pixel_values(case.rgb_images())
-    features = reference.vision_features(pixels)
-    projected = reference.image_features(features)
-    pixel_check = compare_arrays(own_pixels, pixels)
-    feature_check = compare_arrays(model.vision_features(pixels), features)
-    projected_check = compare_arrays(model.image_features(features), projected)
-    feature_chain = projected_chain = None
-    # A graph refuses input of a wrong shape, so the chain ends where a shape is wrong.
-    if own_pixels.shape == pixels.shape:
-        own_features = model.vision_features(own_pixels)
-        feature_chain = compare_arrays(own_features, features)
-        if own_features.shape == features.shape:
-            projected_chain = compare_arrays(model.image_features(own_features), projected)
-    stages: list[tuple[CheckName, Comparison, Comparison | None]] = [
-        ("preprocessing", pixel_check, None),
-        ("vision_encoder", feature_check, feature_chain),
-        ("projector", projected_check, projected_chain),
-    ]
+    stages = [_image_stages(reference, model, *pair) for pair in _pictures(case)]
     checks, findings = [], []
-    for quantity, comparison, chain in stages:
-        check, faults = _judge(quantity, case, comparison, chain, precision)
+    for quantity in stages[0]:
+        alone = _joined([pair for image in stages for pair in image[quantity].pairs])
+        chains = [image[quantity].chain for image in stages]
+        known = [pair for chain in chains if chain is not None for pair in chain]
+        chain = _joined(known) if None not in chains else None
+        check, faults = _judge(quantity, case, alone, chain, precision)
         checks.append(check)
         findings += faults
     return checks, findings
+
+
+def _pictures(case: Case) -> list[tuple[Path | Image, Image]]:
+    return list(zip(case.images, case.rgb_images(), strict=True))
+
+
+def _image_stages(
+    reference: Reference, model: ComparedModel, image: Path | Image, rgb: Image
+) -> dict[CheckName, _Stage]:
+    """Preprocessing and the image graphs of one picture."""
+    ours, theirs = model.image_inputs(image), reference.image_inputs(rgb)
+    pairs = _pairs(ours, theirs)
+    stages: dict[CheckName, _Stage] = {"preprocessing": _Stage(pairs, ())}
+    # A graph refuses input of a wrong shape, so the chain ends where a shape is wrong.
+    is_chained = ours.keys() == theirs.keys() and all(a.shape == b.shape for a, b in pairs)
+    for graph in model.image_graphs:
+        expected = reference.run(graph, theirs)
+        alone = _pairs(model.run(graph, theirs), expected)
+        chain = None
+        if is_chained:
+            own = model.run(graph, ours)
+            chain = _pairs(own, expected)
+            ours = {**ours, **own}
+            is_chained = all(a.shape == b.shape for a, b in chain)
+        theirs = {**theirs, **expected}
+        stages[cast("CheckName", graph)] = _Stage(alone, chain)
+    return stages
+
+
+def _pairs(ours: Mapping[str, NDArray[Any]], theirs: Mapping[str, NDArray[Any]]) -> _Pairs:
+    """Arrays of the same name; one that a side lacks stands beside an empty one."""
+    nothing = np.zeros((0,), np.float32)
+    names = sorted({*ours, *theirs})
+    return tuple((ours.get(name, nothing), theirs.get(name, nothing)) for name in names)
+
+
+def _joined(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Comparison | None:
+    """All pairs as one comparison, or that of the first pair whose shapes differ."""
+    for ours, theirs in pairs:
+        if ours.shape != theirs.shape or len(pairs) == 1:
+            return compare_arrays(ours, theirs)
+    if not pairs:
+        return None
+    sides = zip(*pairs, strict=True)
+    ours, theirs = (np.concatenate([array.ravel() for array in side]) for side in sides)
+    return compare_arrays(ours, theirs)
 
 
 def _compare_embedding(
@@ -140,18 +190,19 @@ def _compare_embedding(
     prompt_ids: NDArray[np.int64],
     precision: str,
 ) -> tuple[QuantityCheck, list[Finding]]:
-    ids = prompt_ids[None]
-    comparison = compare_arrays(model.inputs_embeds(ids), reference.inputs_embeds(ids))
-    return _judge("embed_tokens", case, comparison, None, precision)
+    inputs = {"input_ids": prompt_ids[prompt_ids != IMAGE_TOKEN][None]}
+    pairs = _pairs(model.run("embed_tokens", inputs), reference.run("embed_tokens", inputs))
+    return _judge("embed_tokens", case, _joined(pairs), None, precision)
 
 
 def _judge(
     quantity: CheckName,
     case: Case,
-    comparison: Comparison,
+    comparison: Comparison | None,
     end_to_end: Comparison | None,
     precision: str,
 ) -> tuple[QuantityCheck, list[Finding]]:
+    assert comparison is not None  # every graph has an output
     tolerance = tolerance_for(quantity, precision)
     subject = f"{quantity}, case {case.name!r}"
     findings = []
@@ -178,7 +229,7 @@ def _prompt_findings(
     shorter = min(len(ours), len(theirs))
     at = next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
     message = (
-        f"prompt, case {case.name!r}: {len(ours)} text tokens, from token {at} on "
+        f"prompt, case {case.name!r}: {len(ours)} tokens, from token {at} on "
         f"{ours[at : at + 4].tolist()}; PyTorch has {len(theirs)}, {theirs[at : at + 4].tolist()}"
     )
     return [Finding("FAIL", "prompt_tokens", message)]
@@ -226,7 +277,7 @@ def _stacked(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def _case_report(
     case: Case,
-    prompt: PromptTokens,
+    prompt: NDArray[np.int64],
     checks: Sequence[QuantityCheck],
     findings: Sequence[Finding],
     found: Answer = _NO_ANSWER,
@@ -237,7 +288,7 @@ def _case_report(
         name=case.name,
         prompt=case.prompt,
         images=case.image_names(),
-        prompt_tokens=prompt.length,
+        prompt_tokens=len(prompt),
         prompt_tokens_equal=all(finding.check != "prompt_tokens" for finding in findings),
         checks=tuple(checks),
         steps=answers.steps,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -15,20 +15,7 @@ if TYPE_CHECKING:
 
     from vlmport.api.builtin_cases import Case
 
-__all__ = ["ComparedModel", "PromptTokens", "TokensAndText"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PromptTokens:
-    """An encoded chat.
-
-    Attributes:
-        text_ids: int64 [num_text_tokens], without images.
-        length: text and image tokens.
-    """
-
-    text_ids: NDArray[np.int64]
-    length: int
+__all__ = ["ComparedModel", "TokensAndText"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +34,21 @@ class ComparedModel(Protocol):
         """Most tokens, prompt and answer, of one sequence."""
         ...
 
-    def preprocess(self, images: Sequence[Path | Image]) -> NDArray[np.float32]:
-        """Pictures of any mode -> [num_images, 3, height, width]."""
+    @property
+    def image_graphs(self) -> tuple[str, ...]:
+        """The graphs from a picture to its image features, in their order."""
         ...
 
-    def encode(self, messages: Sequence[dict[str, Any]]) -> PromptTokens:
-        """Renders and tokenizes a chat in transformers' form."""
+    def image_inputs(self, image: Path | Image) -> dict[str, NDArray[Any]]:
+        """Preprocesses one picture of any mode: inputs of the image graphs by name."""
         ...
 
-    def vision_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vision encoder: [num_images, num_patches, vision_hidden_size]."""
+    def encode(self, case: Case) -> NDArray[np.int64]:
+        """Renders and tokenizes a chat: [prompt_length], `IMAGE_TOKEN` at image tokens."""
         ...
 
-    def image_features(self, vision_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The projector: [num_images, num_image_tokens, hidden_size]."""
-        ...
-
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The token embedding: [batch, sequence_length, hidden_size]."""
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs a graph before the decoder; inputs that it does not have are passed over."""
         ...
 
     def greedy(

@@ -12,7 +12,7 @@ from vlmport.errors import InputError
 
 if TYPE_CHECKING:
     from vlmport.runtime import GenerationResult
-    from vlmport.runtime.prompt import Message
+    from vlmport.runtime.messages import Message
 
 __all__ = ["generate_command"]
 
@@ -145,7 +145,7 @@ def generate_command(
 
 
 def _read_messages(path: Path) -> tuple[Message, ...]:
-    from vlmport.runtime.prompt import parse_messages
+    from vlmport.runtime.messages import parse_messages
 
     try:
         chat: object = json.loads(path.read_bytes())
@@ -162,7 +162,7 @@ def _in_order(chat: tuple[Message, ...], given: tuple[Path, ...], folder: Path) 
     A part with a path of its own, relative to the folder of the chat's file, takes that; the others
     take those given with --image. The runtime tells if there are too many or too few.
     """
-    from vlmport.runtime.prompt import ImagePart
+    from vlmport.runtime.messages import ImagePart
 
     rest = list(given)
     images: list[Path] = []

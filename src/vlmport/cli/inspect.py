@@ -66,7 +66,7 @@ def _facts(inspection: Inspection) -> dict[str, str]:
         "model": f"{manifest.family}: {manifest.variant}, {manifest.precision}",
         "source": f"{manifest.source.name} ({manifest.source.layout}), {_bytes(source_bytes)}",
         "sizes": f"hidden {sizes.hidden_size}, vocabulary {sizes.vocab_size}, "
-        f"{sizes.num_image_tokens} tokens an image, at most {sizes.max_length} tokens",
+        f"{manifest.prompt.image_tokens.count} tokens an image, at most {sizes.max_length} tokens",
         "weights": _bytes(inspection.parameter_bytes),
         "KV cache": f"{cache.num_layers} layers x {cache.num_kv_heads} heads x {cache.head_dim}, "
         f"{cache.dtype}: {_bytes(inspection.kv_bytes_per_token)} a token, "

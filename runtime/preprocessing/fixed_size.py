@@ -1,4 +1,4 @@
-"""Turns a picture into pixel_values, bit for bit as transformers' image processors do."""
+"""Pictures of one size for all, bit for bit as transformers' image processors make them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from PIL import Image
 
 from vlmport.errors import InputError
 from vlmport.runtime.image_file import MAX_PIXELS
+from vlmport.runtime.preprocessing.pixels import scaled
+from vlmport.runtime.preprocessing.prepared import ImageLayout, PreparedImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vlmport.contract import ImagePreprocessing, Resize
+    from vlmport.contract import FixedSizeImages, Resize
 
-__all__ = ["preprocess_image"]
+__all__ = ["prepare_fixed_size"]
 
 
-def preprocess_image(image: Image.Image, steps: ImagePreprocessing) -> NDArray[np.float32]:
+def prepare_fixed_size(image: Image.Image, steps: FixedSizeImages) -> PreparedImage:
     """Applies the steps of a manifest.
 
     Args:
@@ -27,13 +29,14 @@ def preprocess_image(image: Image.Image, steps: ImagePreprocessing) -> NDArray[n
         steps: from the manifest.
 
     Returns:
-        pixel_values float32 [3, height, width].
+        pixel_values float32 [1, 3, height, width].
 
     Raises:
         InputError: if padding, or resizing by the shorter edge, would make too many pixels.
 
     Source: transformers/image_processing_backends.py (PilBackend) and image_transforms.py.
     """
+    size = (image.height, image.width)
     if steps.pad_to_square is not None:
         image = _squared(image, steps.pad_to_square)
     if steps.resize is not None:
@@ -41,14 +44,8 @@ def preprocess_image(image: Image.Image, steps: ImagePreprocessing) -> NDArray[n
     pixels: NDArray[np.generic] = np.asarray(image).transpose(2, 0, 1)
     if steps.center_crop is not None:
         pixels = _center_cropped(pixels, *steps.center_crop)
-    if steps.rescale_factor is not None:
-        # Through float64, as transformers: the product rounds once.
-        pixels = (pixels.astype(np.float64) * steps.rescale_factor).astype(np.float32)
-    values = pixels.astype(np.float32)
-    if steps.mean is not None and steps.std is not None:
-        mean, std = np.array(steps.mean, np.float32), np.array(steps.std, np.float32)
-        values = ((values.T - mean) / std).T
-    return np.ascontiguousarray(values)
+    values = scaled(pixels, steps.rescale_factor, steps.mean, steps.std)
+    return PreparedImage({"pixel_values": values[None]}, ImageLayout(1, 0, 0), size)
 
 
 def _squared(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -1,0 +1,28 @@
+"""Turns pictures into the arrays that the first image graph takes; one file for each kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlmport.runtime.preprocessing.fixed_size import prepare_fixed_size
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlmport.contract import ImagePreprocessing
+    from vlmport.runtime.preprocessing.prepared import PreparedImage
+
+__all__ = ["prepare_image"]
+
+
+def prepare_image(image: Image.Image, steps: ImagePreprocessing) -> PreparedImage:
+    """Applies the steps of a manifest to one picture.
+
+    Args:
+        image: RGB.
+        steps: from the manifest.
+
+    Raises:
+        InputError: if the picture cannot be brought to the form that the graphs take.
+    """
+    return prepare_fixed_size(image, steps)

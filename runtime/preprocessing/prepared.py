@@ -1,0 +1,42 @@
+"""What preprocessing makes of one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ImageLayout", "PreparedImage"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """How an image lies in the prompt.
+
+    Attributes:
+        tiles: pieces that the picture was cut into; 1 if it was not cut.
+        rows: rows of patches of one tile.
+        columns: patches of a row.
+    """
+
+    tiles: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedImage:
+    """One picture as the first image graph takes it.
+
+    Attributes:
+        inputs: graph input name -> array; the leading axis counts tiles, or patches where the
+            graph takes patches.
+        layout: how the image lies in the prompt.
+        size: (height, width) of the picture before preprocessing, in pixels.
+    """
+
+    inputs: dict[str, NDArray[Any]]
+    layout: ImageLayout
+    size: tuple[int, int]
