@@ -6,7 +6,6 @@ manifest: no file is opened.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,11 +15,11 @@ from types import MappingProxyType
 from vlmport.contract import (
     MANIFEST_NAME,
     FileEntry,
-    FixedSizeImages,
     GraphSpec,
     Manifest,
     TensorSpec,
 )
+from vlmport.manifest_image_rules import image_faults, too_small
 
 __all__ = ["DTYPE_BYTES", "NEEDED_GRAPHS", "TOKENIZER_NAME", "manifest_faults"]
 
@@ -55,14 +54,14 @@ def manifest_faults(manifest: Manifest) -> list[str]:
         *_number_faults(manifest),
         *_file_faults(manifest.files),
         *_graph_faults(manifest),
-        *_image_faults(manifest.image),
+        *image_faults(manifest.image),
         *_text_faults(manifest),
     ]
 
 
 def _number_faults(manifest: Manifest) -> Iterator[str]:
     dimensions, cache = manifest.dimensions, manifest.kv_layout
-    yield from _too_small(
+    yield from too_small(
         {
             "schema_version": manifest.schema_version,
             "dimensions.hidden_size": dimensions.hidden_size,
@@ -79,9 +78,9 @@ def _number_faults(manifest: Manifest) -> Iterator[str]:
     tokens = manifest.special_tokens
     ids = {f"eos_token_ids[{i}]": token for i, token in enumerate(tokens.eos_token_ids)}
     ids |= {"bos_token_id": tokens.bos_token_id or 0, "image_token_id": tokens.image_token_id or 0}
-    yield from _too_small({f"special_tokens.{name}": token for name, token in ids.items()}, least=0)
+    yield from too_small({f"special_tokens.{name}": token for name, token in ids.items()}, least=0)
     first = manifest.attention.first_position
-    yield from _too_small({"attention.first_position": first}, least=0)
+    yield from too_small({"attention.first_position": first}, least=0)
     yield from _dtype_faults("kv_layout.dtype", cache.dtype)
 
 
@@ -95,7 +94,7 @@ def _file_faults(files: tuple[FileEntry, ...]) -> Iterator[str]:
             yield f"{field}.path: the manifest itself; expected every other file of the bundle"
         if _SHA256.fullmatch(entry.sha256) is None:
             yield f'{field}.sha256: found "{entry.sha256[:70]}"; expected 64 lower-case hex digits'
-        yield from _too_small({f"{field}.size": entry.size}, least=0)
+        yield from too_small({f"{field}.size": entry.size}, least=0)
     yield from _repeated("files", (entry.path for entry in files))
     if all(entry.path != TOKENIZER_NAME for entry in files):
         yield f"files: no {TOKENIZER_NAME} among them; expected one, the runtime reads it"
@@ -129,9 +128,9 @@ def _graph_faults(manifest: Manifest) -> Iterator[str]:
         field = f"graphs[{index}]"
         if graph.file not in listed:
             yield f'{field}.file: found "{graph.file[:200]}"; expected one of the listed files'
-        yield from _too_small({f"{field}.opset": graph.opset}, least=1)
-        yield from _too_small({f"{field}.parameter_bytes": graph.parameter_bytes}, least=0)
-        yield from _too_small(
+        yield from too_small({f"{field}.opset": graph.opset}, least=1)
+        yield from too_small({f"{field}.parameter_bytes": graph.parameter_bytes}, least=0)
+        yield from too_small(
             {f"{field}.operators.{name}": count for name, count in graph.operators.items()}, least=1
         )
         yield from _port_faults(field, graph)
@@ -152,50 +151,9 @@ def _tensor_faults(field: str, spec: TensorSpec) -> Iterator[str]:
     yield from _dtype_faults(f"{field}.dtype", spec.dtype)
     for axis, length in enumerate(spec.shape):
         if isinstance(length, int):
-            yield from _too_small({f"{field}.shape[{axis}]": length}, least=1)
+            yield from too_small({f"{field}.shape[{axis}]": length}, least=1)
         elif not length:
             yield f"{field}.shape[{axis}]: empty; expected a length or the name of an axis"
-
-
-def _image_faults(image: FixedSizeImages) -> Iterator[str]:
-    for channel, value in enumerate(image.pad_to_square or ()):
-        if not 0 <= value <= 255:
-            yield f"image.pad_to_square[{channel}]: found {value}; expected 0 to 255"
-    sizes = {f"center_crop[{i}]": size for i, size in enumerate(image.center_crop or ())}
-    if image.resize is not None:
-        sizes |= {"resize.height": image.resize.height, "resize.width": image.resize.width}
-    yield from _too_small({f"image.{name}": size for name, size in sizes.items()}, least=1)
-    yield from _shape_faults(image)
-    yield from _scale_faults(image)
-
-
-def _shape_faults(image: FixedSizeImages) -> Iterator[str]:
-    resize = image.resize
-    by_edge = resize is not None and resize.mode == "shortest_edge"
-    if resize is not None and by_edge and resize.height != resize.width:
-        yield (
-            f"image.resize: shortest_edge with height {resize.height} and width {resize.width}; "
-            "expected both to be the length of the shorter edge"
-        )
-    square = image.pad_to_square is not None
-    if image.center_crop is None and (resize is None or (by_edge and not square)):
-        yield (
-            'image: neither an "exact" resize nor a centre crop; expected one of them, since '
-            'kind "fixed_size" means that every picture becomes a tensor of one shape'
-        )
-
-
-def _scale_faults(image: FixedSizeImages) -> Iterator[str]:
-    if (image.mean is None) != (image.std is None):
-        yield "image.mean, image.std: one is null and one is not; expected both or neither"
-    factor = () if image.rescale_factor is None else (image.rescale_factor,)
-    for name, values in (("rescale_factor", factor), ("std", image.std or ())):
-        for value in values:
-            if not (math.isfinite(value) and value > 0):
-                yield f"image.{name}: found {value}; expected a finite number above 0"
-    for value in image.mean or ():
-        if not math.isfinite(value):
-            yield f"image.mean: found {value}; expected a finite number"
 
 
 def _text_faults(manifest: Manifest) -> Iterator[str]:
@@ -216,12 +174,6 @@ def _text_faults(manifest: Manifest) -> Iterator[str]:
 def _dtype_faults(field: str, dtype: str) -> Iterator[str]:
     if dtype not in DTYPE_BYTES:
         yield f'{field}: found "{dtype[:60]}"; expected one of {", ".join(DTYPE_BYTES)}'
-
-
-def _too_small(values: dict[str, int], *, least: int) -> Iterator[str]:
-    for field, value in values.items():
-        if value < least:
-            yield f"{field}: found {value}; expected {least} or more"
 
 
 def _repeated(field: str, names: Iterable[str]) -> Iterator[str]:
