@@ -31,6 +31,15 @@ TRAINED_CHECKPOINT = REPOSITORY / "examples" / "tinyllava"
 GRAPH_NAMES = ("vision_encoder", "projector", "embed_tokens", "decoder")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the table of variants that were compared with PyTorch."""
+    module = sys.modules.get("support.parity_rows")  # absent if no such test was collected
+    if module is not None and module.ROWS:
+        terminalreporter.section("parity with transformers")
+        for line in module.table(module.ROWS):
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the trained checkpoint, exported once a session; tests must not change it."""
