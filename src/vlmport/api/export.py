@@ -55,12 +55,14 @@ class ExportOptions:
         bundle: folder to write.
         max_length: most tokens of a sequence; None for what the model supports.
         overwrite: whether an existing bundle is replaced.
+        family_file: Python file that defines one more family; it is run.
     """
 
     checkpoint: Path
     bundle: Path
     max_length: int | None = None
     overwrite: bool = False
+    family_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +88,13 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
 
     Raises:
         CheckpointError: if the checkpoint cannot be used.
-        ExportError: if the bundle's place is taken or not writable, or an option does not fit.
+        ExportError: if the bundle's place is taken or not writable, an option does not fit, or
+            the family file cannot be used.
     """
     started = time.monotonic()
     _check_target(options)
     progress.start("reading the checkpoint")
-    family, plan = plan_checkpoint(options.checkpoint)
+    family, plan = plan_checkpoint(options.checkpoint, options.family_file)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
     models = [_traced(graph, progress) for graph in plan.graphs]
     progress.finish()
