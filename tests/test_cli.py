@@ -121,8 +121,8 @@ def test_faults_of_ours_keep_their_traceback(
         main_module.main()
 
 
-def raiser(error: BaseException) -> Callable[[], NoReturn]:
-    def fail() -> NoReturn:
+def raiser(error: BaseException) -> Callable[..., NoReturn]:
+    def fail(**_: object) -> NoReturn:
         raise error
 
     return fail
