@@ -34,8 +34,8 @@ def test_each_verb_has_help_with_an_example(run_cli: RunCli, verb: str) -> None:
 
 
 FORMS = {
-    "export": "CHECKPOINT BUNDLE --max-length --overwrite",
-    "parity": "CHECKPOINT BUNDLE --image --prompt --max-new-tokens --json --html",
+    "export": "CHECKPOINT BUNDLE --max-length --overwrite --family-file",
+    "parity": "CHECKPOINT BUNDLE --image --prompt --max-new-tokens --json --html --family-file",
     "generate": """BUNDLE --image --prompt --messages --max-new-tokens --stop --json --temperature
         --seed --top-k --top-p --min-p --repetition-penalty --frequency-penalty
         --presence-penalty""",
@@ -121,8 +121,8 @@ def test_faults_of_ours_keep_their_traceback(
         main_module.main()
 
 
-def raiser(error: BaseException) -> Callable[[], NoReturn]:
-    def fail() -> NoReturn:
+def raiser(error: BaseException) -> Callable[..., NoReturn]:
+    def fail(**_: object) -> NoReturn:
         raise error
 
     return fail

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/structure.md")
+PAGES = ("README.md", "docs/structure.md", "docs/families/adding.md")
 
 
 def text_of(page: str) -> str:

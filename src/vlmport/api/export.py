@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.metadata
 import platform
 import shutil
@@ -31,17 +33,21 @@ from vlmport.graphs.pipeline import optimize
 from vlmport.manifest import file_entry, save_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx_ir as ir
 
     from vlmport.api.progress import Progress
     from vlmport.export.family import ExportPlan
     from vlmport.export.tracing import TracedModule
 
-__all__ = ["ExportOptions", "ExportReport", "export"]
+__all__ = ["ExportOptions", "ExportReport", "export", "traced_graph"]
 
 # Lengths of the dynamic axes during a trace: all different and above one, so that the tracer
 # assumes neither equality nor broadcasting.
 _SAMPLE_LENGTHS = {"batch": 2, "sequence_length": 3, "capacity": 7, "num_images": 2}
+# New objects between two searches for unreachable cycles during a trace.
+_COLLECT_AFTER = 100_000
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
 
@@ -55,12 +61,14 @@ class ExportOptions:
         bundle: folder to write.
         max_length: most tokens of a sequence; None for what the model supports.
         overwrite: whether an existing bundle is replaced.
+        family_file: Python file that defines one more family; it is run.
     """
 
     checkpoint: Path
     bundle: Path
     max_length: int | None = None
     overwrite: bool = False
+    family_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +94,13 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
 
     Raises:
         CheckpointError: if the checkpoint cannot be used.
-        ExportError: if the bundle's place is taken or not writable, or an option does not fit.
+        ExportError: if the bundle's place is taken or not writable, an option does not fit, or
+            the family file cannot be used.
     """
     started = time.monotonic()
     _check_target(options)
     progress.start("reading the checkpoint")
-    family, plan = plan_checkpoint(options.checkpoint)
+    family, plan = plan_checkpoint(options.checkpoint, options.family_file)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
     models = [_traced(graph, progress) for graph in plan.graphs]
     progress.finish()
@@ -138,10 +147,31 @@ def _dimensions(plan: ExportPlan, max_length: int | None) -> ModelDimensions:
     return replace(plan.dimensions, max_length=max_length)
 
 
+def traced_graph(graph: TracedModule) -> ir.Model:
+    """Traces one graph of a plan and brings it into the bundle's form, weights still planned."""
+    with in_place_attention(), _rare_collection():
+        return optimize(trace(graph, _SAMPLE_LENGTHS))
+
+
 def _traced(graph: TracedModule, progress: Progress) -> ir.Model:
     progress.start(f"tracing {graph.name}")
-    with in_place_attention():
-        return optimize(trace(graph, _SAMPLE_LENGTHS))
+    return traced_graph(graph)
+
+
+@contextlib.contextmanager
+def _rare_collection() -> Iterator[None]:
+    """Lets Python look for unreachable cycles less often.
+
+    A trace makes millions of small objects that stay alive: at the usual threshold of 700 the
+    search took 15 % of the time of tracing 12 layers (25.0 s, then 20.8 s); the peak of resident
+    memory rose from 544 to 551 MiB.
+    """
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_COLLECT_AFTER, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _workspace(bundle: Path) -> Path:

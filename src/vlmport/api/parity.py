@@ -46,6 +46,7 @@ class ParityOptions:
         images: pictures, all of one chat; none for built-in ones.
         prompt: one user turn; None for built-in ones.
         max_new_tokens: tokens to compare in each answer, unless it ends before.
+        family_file: Python file that defines one more family; it is run.
     """
 
     checkpoint: Path
@@ -53,6 +54,7 @@ class ParityOptions:
     images: tuple[Path, ...] = ()
     prompt: str | None = None
     max_new_tokens: int = 64
+    family_file: Path | None = None
 
 
 def parity(options: ParityOptions, progress: Progress) -> ParityReport:
@@ -63,6 +65,7 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
         InputError: if an image or an option cannot be used.
         BundleError: if the bundle cannot be opened.
         CheckpointError: if the checkpoint cannot be opened.
+        ExportError: if the family file cannot be used.
     """
     # PyTorch and ONNX Runtime take seconds to import and are not needed to read or show reports.
     from vlmport.api.parity_bundle import open_bundle
@@ -82,7 +85,7 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
     wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
     cases, skipped = select_cases(wanted, model)
     progress.start("loading the PyTorch model")
-    reference = load_reference(options.checkpoint)
+    reference = load_reference(options.checkpoint, options.family_file)
     progress.finish()
     reports = compare(
         reference, model, cases, options.max_new_tokens, progress, precision=manifest.precision

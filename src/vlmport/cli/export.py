@@ -23,6 +23,12 @@ def export_command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle.")] = False,
+    family_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A Python file with one more family of models. Its code is run."
+        ),
+    ] = None,
 ) -> None:
     """Turn a [bold]checkpoint[/bold] into a [bold]bundle[/bold] of ONNX graphs.
 
@@ -33,7 +39,7 @@ def export_command(
     """
     from vlmport.api.export import ExportOptions, export
 
-    options = ExportOptions(checkpoint, bundle, max_length=max_length, overwrite=overwrite)
+    options = ExportOptions(checkpoint, bundle, max_length, overwrite, family_file)
     with RichProgress() as progress:
         report = export(options, progress)
     size = sum(entry.size for entry in report.manifest.files)

@@ -63,10 +63,14 @@ app.command("inspect", rich_help_panel="With a bundle")(inspect_command)
 app.command("doctor", rich_help_panel="This machine")(doctor_command)
 
 
-def main() -> None:
-    """Run the command line and exit with its code."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code.
+
+    Args:
+        arguments: the verb and what follows it; None for those of the process.
+    """
     try:
-        app()
+        app(args=arguments)
     except VlmportError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:

@@ -32,6 +32,12 @@ def parity_command(
     html_file: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the report with plots.")
     ] = None,
+    family_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A Python file with one more family of models. Its code is run."
+        ),
+    ] = None,
 ) -> None:
     """Compare a [bold]bundle[/bold] with the PyTorch model that it was made from.
 
@@ -48,7 +54,9 @@ def parity_command(
     from vlmport.api.parity import ParityOptions, parity
     from vlmport.api.parity_render import print_report, report_html, report_json
 
-    options = ParityOptions(checkpoint, bundle, tuple(image or ()), prompt, max_new_tokens)
+    options = ParityOptions(
+        checkpoint, bundle, tuple(image or ()), prompt, max_new_tokens, family_file
+    )
     with RichProgress() as progress:
         report = parity(options, progress)
     # Without a terminal rich assumes 80 columns, which would cut numbers off in a log.
