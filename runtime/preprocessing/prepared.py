@@ -19,11 +19,14 @@ class ImageLayout:
         tiles: pieces that the picture was cut into; 1 if it was not cut.
         rows: rows of patches of one tile.
         columns: patches of a row.
+        scale: height of the resized picture over that of the user's; boxes and points of the prompt
+            follow it.
     """
 
     tiles: int
     rows: int
     columns: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

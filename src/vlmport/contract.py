@@ -8,15 +8,16 @@ and writes these values as JSON.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 __all__ = [
     "IMAGE_GRAPHS",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "AttentionForm",
+    "CoordinateTokens",
     "FileEntry",
     "FixedSizeImages",
     "GenerationDefaults",
@@ -26,6 +27,7 @@ __all__ = [
     "KVLayout",
     "Manifest",
     "ModelDimensions",
+    "PatchImages",
     "PromptFormat",
     "Resize",
     "SourceCheckpoint",
@@ -197,8 +199,44 @@ class FixedSizeImages:
     std: tuple[float, float, float] | None
 
 
+@dataclass(frozen=True, slots=True)
+class PatchImages:
+    """How a picture becomes image_patches float32 [num_patches, patch_height * patch_width * 3].
+
+    The steps run in this order: RGB, shrink to fit max_height x max_width with the same aspect
+    ratio (never enlarge), pad at the right and the bottom to whole patches, rescale, normalize, cut
+    into patches, rows from top to bottom and patches of a row from left to right.
+
+    Attributes:
+        kind: "patches".
+        patch_height: pixels.
+        patch_width: pixels.
+        patch_axes: order of the values in a patch, the last axis varying fastest.
+        max_height: pixels; a multiple of patch_height.
+        max_width: pixels; a multiple of patch_width.
+        resample: Pillow's filter for shrinking.
+        padding_value: of every channel (0-255, before rescaling).
+        rescale_factor: factor on the 0-255 values, or None.
+        mean: per channel, subtracted after rescaling; None (with std) for no normalization.
+        std: per channel, divided by.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["patches"]
+    patch_height: int
+    patch_width: int
+    patch_axes: Literal["height_width_channels"]
+    max_height: int
+    max_width: int
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    padding_value: int
+    rescale_factor: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+
 # One dataclass for each kind of preprocessing; `kind` tells them apart in JSON.
-ImagePreprocessing = FixedSizeImages
+ImagePreprocessing = FixedSizeImages | PatchImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,21 +244,47 @@ class ImageTokens:
     """What an image becomes in the prompt, in place of its placeholder.
 
     Attributes:
-        kind: "repeat": `count` image tokens for each tile of the image.
+        kind: "repeat": `count` image tokens for each tile of the image. "rows": `count` image
+            tokens for each patch, in rows of patches.
         token: the image token's text; "" if it is no token of the vocabulary.
-        count: image tokens of one tile.
-        before: text in front of each tile.
-        after: text behind each tile.
+        count: image tokens of one tile, or of one patch.
+        before: text in front of each tile, or of each row.
+        after: text behind each tile, or each row.
         merged: a text of which two in a row become one, after all images are in place; "" for none.
     """
 
     __pydantic_config__ = _STRICT
-    kind: Literal["repeat"]
+    kind: Literal["repeat", "rows"]
     token: str
     count: int
     before: str
     after: str
     merged: str
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinateTokens:
+    """Tokens for boxes and points in a prompt with images, and in answers.
+
+    A coordinate is one token: half of a pixel's row or column in the resized image, in decimal. In
+    text a box is "<box>y1, x1, y2, x2</box>" and a point "<point>x, y</point>", in pixels of the
+    user's picture.
+
+    Attributes:
+        box_open: the token that opens a box.
+        box_close: that closes it.
+        point_open: that opens a point.
+        point_close: that closes it.
+        prompt_end: text at the end of every prompt with images; a token by itself where it follows
+            a box or a point.
+    """
+
+    __pydantic_config__ = _STRICT
+    box_open: str
+    box_close: str
+    point_open: str
+    point_close: str
+    prompt_end: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,16 +298,21 @@ class PromptFormat:
         image_tokens: what takes the placeholder's place.
         tokenization: "whole" tokenizes the prompt once, with the images' text in it; "chunks"
             tokenizes the text around each placeholder for itself and keeps the
-            beginning-of-sequence token of the first chunk alone.
+            beginning-of-sequence token of the first chunk alone. "image_first" tokenizes a prompt
+            without images whole; one with images begins with an image and the
+            beginning-of-sequence token, and the text behind these, further images in place, is
+            tokenized for itself and without the post-processor.
         add_special_tokens: whether the tokenizer's post-processor runs.
+        coordinates: how boxes and points are written, or None if the model has no tokens for them.
     """
 
     __pydantic_config__ = _STRICT
     chat_template: str
     image_placeholder: str
     image_tokens: ImageTokens
-    tokenization: Literal["whole", "chunks"]
+    tokenization: Literal["whole", "chunks", "image_first"]
     add_special_tokens: bool
+    coordinates: CoordinateTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +396,7 @@ class Manifest:
     graphs: tuple[GraphSpec, ...]
     kv_layout: KVLayout
     attention: AttentionForm
-    image: ImagePreprocessing
+    image: Annotated[ImagePreprocessing, Field(discriminator="kind")]
     prompt: PromptFormat
     special_tokens: SpecialTokens
     generation: GenerationDefaults

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
@@ -159,14 +160,32 @@ def _tensor_faults(field: str, spec: TensorSpec) -> Iterator[str]:
 def _text_faults(manifest: Manifest) -> Iterator[str]:
     if not manifest.prompt.image_placeholder:
         yield "prompt.image_placeholder: empty; expected the text that stands for an image"
-    if manifest.prompt.tokenization == "whole":
+    tokenization = manifest.prompt.tokenization
+    if tokenization != "chunks":
         if manifest.special_tokens.image_token_id is None:
             yield (
                 "special_tokens.image_token_id: null; expected an id, since prompt.tokenization "
-                '"whole" needs the image token to be one of the vocabulary'
+                f'"{tokenization}" needs the image token to be one of the vocabulary'
             )
         if not manifest.prompt.image_tokens.token:
-            yield 'prompt.image_tokens.token: empty; expected a text, as tokenization is "whole"'
+            yield (
+                "prompt.image_tokens.token: empty; expected a text, as tokenization is "
+                f'"{tokenization}"'
+            )
+    if tokenization == "image_first" and manifest.special_tokens.bos_token_id is None:
+        yield (
+            "special_tokens.bos_token_id: null; expected an id, since prompt.tokenization "
+            '"image_first" puts it behind the first image'
+        )
+    if manifest.prompt.image_tokens.kind == "rows" and manifest.image.kind != "patches":
+        yield (
+            f'prompt.image_tokens.kind: found "rows" with images of kind "{manifest.image.kind}"; '
+            'expected images of kind "patches", which have rows'
+        )
+    if (coordinates := manifest.prompt.coordinates) is not None:
+        for field in fields(coordinates):
+            if not getattr(coordinates, field.name):
+                yield f"prompt.coordinates.{field.name}: empty; expected a token's text"
     if "" in manifest.generation.stop_strings:
         yield "generation.stop_strings: an empty text; it would end every answer at once"
 

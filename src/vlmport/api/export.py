@@ -41,7 +41,13 @@ __all__ = ["ExportOptions", "ExportReport", "export"]
 
 # Lengths of the dynamic axes during a trace: all different and above one, so that the tracer
 # assumes neither equality nor broadcasting.
-_SAMPLE_LENGTHS = {"batch": 2, "sequence_length": 3, "capacity": 7, "num_images": 2}
+_SAMPLE_LENGTHS = {
+    "batch": 2,
+    "sequence_length": 3,
+    "capacity": 7,
+    "num_images": 2,
+    "num_patches": 5,
+}
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
 
