@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vlmport.export.families as families_package
+from vlmport.contract import TextAnswers
 from vlmport.errors import CheckpointError, close_matches
 from vlmport.export.checkpoint import open_checkpoint
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from vlmport.contract import (
+        AnswerFormat,
         AttentionForm,
         GenerationDefaults,
         ImagePreprocessing,
@@ -53,6 +55,7 @@ class ExportPlan:
         tokenizer: written as tokenizer.json.
         source_files: files of the checkpoint that the bundle depends on.
         reference: loads the PyTorch model with its weights.
+        answers: what an answer is made of.
     """
 
     variant: str
@@ -69,6 +72,7 @@ class ExportPlan:
     tokenizer: Tokenizer
     source_files: tuple[Path, ...]
     reference: Callable[[], Reference]
+    answers: AnswerFormat = TextAnswers("text")
 
 
 @dataclass(frozen=True, slots=True)

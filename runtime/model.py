@@ -219,7 +219,9 @@ class VisionLanguageModel:
         images = [self.prepare(image) for image in request.images]
         prompt = self._encoder.encode(messages, [image.layout for image in images])
         check_length(prompt, self.manifest.dimensions.max_length)
-        embeds = self.inputs_embeds(prompt.input_ids[None])[0]
+        # An image token's own embedding is replaced; its id may lie outside of the table.
+        text_ids = np.where(prompt.image_mask, 0, prompt.input_ids)
+        embeds = self.inputs_embeds(text_ids[None])[0]
         if images:
             # One image at a time: the result of an image does not depend on its neighbours.
             features = [self.image_features(image) for image in images]

@@ -8,14 +8,16 @@ and writes these values as JSON.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 __all__ = [
     "IMAGE_GRAPHS",
     "MANIFEST_NAME",
+    "MASK_DECODER",
     "SCHEMA_VERSION",
+    "AnswerFormat",
     "AttentionForm",
     "FileEntry",
     "FixedSizeImages",
@@ -24,6 +26,7 @@ __all__ = [
     "ImagePreprocessing",
     "ImageTokens",
     "KVLayout",
+    "LocationTokenAnswers",
     "Manifest",
     "ModelDimensions",
     "PromptFormat",
@@ -31,11 +34,14 @@ __all__ = [
     "SourceCheckpoint",
     "SpecialTokens",
     "TensorSpec",
+    "TextAnswers",
 ]
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 IMAGE_GRAPHS = ("vision_encoder", "projector")
+# Optional: codes int64 [num_masks, codes_per_mask] -> mask float32 [num_masks, height, width].
+MASK_DECODER = "mask_decoder"
 
 # An unknown key in a manifest is a fault: a newer writer meant something that we would ignore.
 _STRICT = ConfigDict(extra="forbid")
@@ -79,7 +85,7 @@ class GraphSpec:
 
     Attributes:
         name: what the runtime asks for: "vision_encoder" (absent where pixels go straight into the
-            projector), "projector", "embed_tokens", "decoder".
+            projector), "projector", "embed_tokens", "decoder", "mask_decoder" (optional).
         file: path of the .onnx file, listed in the manifest's files.
         inputs: in the graph's order.
         outputs: in the graph's order.
@@ -247,6 +253,45 @@ class PromptFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class TextAnswers:
+    """Answers are text and nothing else.
+
+    Attributes:
+        kind: "text".
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["text"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocationTokenAnswers:
+    """Answers may name regions of the picture by tokens of their own.
+
+    A region is four location tokens <locNNNN> (y_min, x_min, y_max, x_max), no or
+    `codes_per_mask` segment tokens <segNNN>, and a label; ";" stands between regions.
+
+    Attributes:
+        kind: "location_tokens".
+        locations: parts of the picture's height, and of its width, that a location counts.
+        segment_codes: codes that a segment token may stand for.
+        codes_per_mask: segment tokens that describe a mask.
+
+    Source: google-research/big_vision, configs/proj/paligemma/README.md, section "Tokenizer".
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["location_tokens"]
+    locations: int
+    segment_codes: int
+    codes_per_mask: int
+
+
+# One dataclass for each kind of answer; `kind` tells them apart in JSON.
+AnswerFormat = TextAnswers | LocationTokenAnswers
+
+
+@dataclass(frozen=True, slots=True)
 class SpecialTokens:
     """Ids and texts with a meaning of their own.
 
@@ -313,6 +358,7 @@ class Manifest:
         prompt: prompt form.
         special_tokens: ids with a meaning.
         generation: defaults of generation.
+        answers: what an answer is made of.
         source: the checkpoint.
         tools: tool name -> version, of the export.
         files: every file of the bundle but the manifest.
@@ -331,6 +377,7 @@ class Manifest:
     prompt: PromptFormat
     special_tokens: SpecialTokens
     generation: GenerationDefaults
+    answers: Annotated[AnswerFormat, Field(discriminator="kind")]
     source: SourceCheckpoint
     tools: dict[str, str]
     files: tuple[FileEntry, ...]

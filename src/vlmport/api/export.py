@@ -186,6 +186,7 @@ def _write(
         prompt=plan.prompt,
         special_tokens=plan.special_tokens,
         generation=plan.generation,
+        answers=plan.answers,
         source=SourceCheckpoint(
             checkpoint.resolve().name,
             plan.layout,
