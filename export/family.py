@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vlmport.export.families as families_package
-from vlmport.contract import TextAnswers
+from vlmport.contract import AnswerFormat, TextAnswers
 from vlmport.errors import CheckpointError, close_matches
 from vlmport.export.checkpoint import open_checkpoint
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from vlmport.contract import (
-        AnswerFormat,
         AttentionForm,
         GenerationDefaults,
         ImagePreprocessing,
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
     from vlmport.export.tracing import TracedModule
 
 __all__ = ["ExportPlan", "Family", "discover_families", "load_reference", "plan_checkpoint"]
+
+
+_TEXT_ANSWERS = TextAnswers("text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class ExportPlan:
     tokenizer: Tokenizer
     source_files: tuple[Path, ...]
     reference: Callable[[], Reference]
-    answers: AnswerFormat = TextAnswers("text")
+    answers: AnswerFormat = _TEXT_ANSWERS
 
 
 @dataclass(frozen=True, slots=True)

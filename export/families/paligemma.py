@@ -212,16 +212,17 @@ def _check_tokenizer(folder: Path, tokenizer: Any, image_token_id: int, vocab_si
     found = tokenizer.convert_tokens_to_ids(_PLACEHOLDER)
     if found != image_token_id:
         msg = (
-            f"{folder}: {_PLACEHOLDER!r} is token {found} of the tokenizer; expected {image_token_id} "
-            "(config.json: image_token_index); the tokenizer does not belong to this checkpoint"
+            f"{folder}: {_PLACEHOLDER!r} is token {found} of the tokenizer; expected "
+            f"{image_token_id} (config.json: image_token_index); the tokenizer does not belong to "
+            "this checkpoint"
         )
         raise CheckpointError(msg)
     # The image token's embedding is never used, so it alone may lie outside of the table.
     highest = max(token for token in tokenizer.get_vocab().values() if token != image_token_id)
     if highest >= vocab_size:
         msg = (
-            f"{folder}: the tokenizer, with the <loc> and <seg> tokens, goes up to token {highest}; "
-            f"expected at most {vocab_size - 1} (config.json: text_config.vocab_size); the "
+            f"{folder}: the tokenizer, with the <loc> and <seg> tokens, goes up to token "
+            f"{highest}; expected at most {vocab_size - 1} (text_config.vocab_size); the "
             "tokenizer does not belong to this checkpoint"
         )
         raise CheckpointError(msg)

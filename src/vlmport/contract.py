@@ -277,7 +277,7 @@ class LocationTokenAnswers:
         segment_codes: codes that a segment token may stand for.
         codes_per_mask: segment tokens that describe a mask.
 
-    Source: google-research/big_vision, configs/proj/paligemma/README.md, section "Tokenizer".
+    Source: google-research/big_vision, transfers/segmentation.py.
     """
 
     __pydantic_config__ = _STRICT
@@ -385,6 +385,10 @@ class Manifest:
     def graph(self, name: str) -> GraphSpec:
         """The graph of that name; the manifest reader has checked that the needed ones exist."""
         return next(graph for graph in self.graphs if graph.name == name)
+
+    def has_graph(self, name: str) -> bool:
+        """Whether the bundle has an optional graph."""
+        return any(graph.name == name for graph in self.graphs)
 
     @property
     def image_graphs(self) -> tuple[str, ...]:
