@@ -38,20 +38,22 @@ class Parts:
     Attributes:
         text: config of the causal language model.
         tower: config of the vision tower.
-        feature_layer: index into the tower's hidden states.
+        feature_layer: index into the tower's hidden states; None for its normalized last one.
         drop_first_token: whether the tower's token 0 is left out.
         connector: makes the connector; runs under the meta device too.
         connector_tokens: image tokens that the connector gives; None for as many as come in.
         head_bias: whether the language model's output head keeps the bias that its class gives it.
+        is_bidirectional: whether the tokens of the prompt all see each other.
     """
 
     text: PretrainedConfig
     tower: PretrainedConfig
-    feature_layer: int
+    feature_layer: int | None
     drop_first_token: bool
     connector: Callable[[], nn.Module]
     connector_tokens: int | None
     head_bias: bool
+    is_bidirectional: bool = False
 
     @property
     def vision_tokens(self) -> int:
@@ -113,7 +115,12 @@ class Parts:
                 hidden,
             ),
             embedding_module(language_model, hidden),
-            decoder_module(language_model, self.text, self.text.vocab_size),
+            decoder_module(
+                language_model,
+                self.text,
+                self.text.vocab_size,
+                is_bidirectional=self.is_bidirectional,
+            ),
         )
 
 
@@ -138,7 +145,8 @@ def part_store(
     modules = {
         "vision_tower": build_on_meta(parts.build_tower),
         "connector": build_on_meta(parts.connector),
-        "language_model": build_on_meta(lambda: parts.build_language_model("sdpa")),
+        # Only names and shapes are asked for; not every model has "sdpa" (Gemma 2 soft-caps).
+        "language_model": build_on_meta(lambda: parts.build_language_model("eager")),
     }
     expected = {
         f"{prefix}.{name}": tuple(value.shape)
@@ -148,7 +156,8 @@ def part_store(
     kept = kept_layers(parts.tower, parts.feature_layer)
     unused = range(kept, parts.tower.num_hidden_layers)
     dead = [f"vision_tower.encoder.layers.{index}." for index in unused]
-    dead += ["vision_tower.head.", "vision_tower.post_layernorm."]
+    dead += ["vision_tower.head."]
+    dead += ["vision_tower.post_layernorm."] if parts.feature_layer is not None else []
     tied = _tied_weights(cast("Any", modules["language_model"]), parts.text)
     return match_weights(
         checkpoint, expected, found, lambda name: name.startswith(tuple(dead)), tied

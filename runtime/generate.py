@@ -38,6 +38,7 @@ class Row:
         stream: turns tokens into text.
         max_new_tokens: most tokens to generate.
         started: time.perf_counter() of the request.
+        image_sizes: (height, width) of the request's pictures before preprocessing, in pixels.
         token_ids: generated so far.
         finish_reason: None while the row goes on.
         first_token: time.perf_counter() of the first token.
@@ -50,6 +51,7 @@ class Row:
     stream: TextStream
     max_new_tokens: int
     started: float
+    image_sizes: tuple[tuple[int, int], ...]
     token_ids: list[int] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     first_token: float = 0.0
@@ -111,6 +113,7 @@ def make_row(
     manifest: Manifest,
     tokenizer: Tokenizer,
     started: float,
+    image_sizes: tuple[tuple[int, int], ...],
 ) -> Row:
     """Prepares a request whose prompt is checked, encoded and embedded."""
     room = manifest.dimensions.max_length - len(prompt.input_ids)
@@ -124,6 +127,7 @@ def make_row(
         stream=TextStream(tokenizer, (*manifest.generation.stop_strings, *request.stop_strings)),
         max_new_tokens=min(wanted, room),
         started=started,
+        image_sizes=image_sizes,
     )
 
 

@@ -15,7 +15,9 @@ from pydantic import ConfigDict, Field
 __all__ = [
     "IMAGE_GRAPHS",
     "MANIFEST_NAME",
+    "MASK_DECODER",
     "SCHEMA_VERSION",
+    "AnswerFormat",
     "AttentionForm",
     "CoordinateTokens",
     "FileEntry",
@@ -25,6 +27,7 @@ __all__ = [
     "ImagePreprocessing",
     "ImageTokens",
     "KVLayout",
+    "LocationTokenAnswers",
     "Manifest",
     "ModelDimensions",
     "PatchImages",
@@ -33,11 +36,14 @@ __all__ = [
     "SourceCheckpoint",
     "SpecialTokens",
     "TensorSpec",
+    "TextAnswers",
 ]
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 IMAGE_GRAPHS = ("vision_encoder", "projector")
+# Optional: codes int64 [num_masks, codes_per_mask] -> mask float32 [num_masks, height, width].
+MASK_DECODER = "mask_decoder"
 
 # An unknown key in a manifest is a fault: a newer writer meant something that we would ignore.
 _STRICT = ConfigDict(extra="forbid")
@@ -81,7 +87,7 @@ class GraphSpec:
 
     Attributes:
         name: what the runtime asks for: "vision_encoder" (absent where pixels go straight into the
-            projector), "projector", "embed_tokens", "decoder".
+            projector), "projector", "embed_tokens", "decoder", "mask_decoder" (optional).
         file: path of the .onnx file, listed in the manifest's files.
         inputs: in the graph's order.
         outputs: in the graph's order.
@@ -316,6 +322,45 @@ class PromptFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class TextAnswers:
+    """Answers are text and nothing else.
+
+    Attributes:
+        kind: "text".
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["text"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocationTokenAnswers:
+    """Answers may name regions of the picture by tokens of their own.
+
+    A region is four location tokens <locNNNN> (y_min, x_min, y_max, x_max), no or
+    `codes_per_mask` segment tokens <segNNN>, and a label; ";" stands between regions.
+
+    Attributes:
+        kind: "location_tokens".
+        locations: parts of the picture's height, and of its width, that a location counts.
+        segment_codes: codes that a segment token may stand for.
+        codes_per_mask: segment tokens that describe a mask.
+
+    Source: google-research/big_vision, transfers/segmentation.py.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["location_tokens"]
+    locations: int
+    segment_codes: int
+    codes_per_mask: int
+
+
+# One dataclass for each kind of answer; `kind` tells them apart in JSON.
+AnswerFormat = TextAnswers | LocationTokenAnswers
+
+
+@dataclass(frozen=True, slots=True)
 class SpecialTokens:
     """Ids and texts with a meaning of their own.
 
@@ -382,6 +427,7 @@ class Manifest:
         prompt: prompt form.
         special_tokens: ids with a meaning.
         generation: defaults of generation.
+        answers: what an answer is made of.
         source: the checkpoint.
         tools: tool name -> version, of the export.
         files: every file of the bundle but the manifest.
@@ -400,6 +446,7 @@ class Manifest:
     prompt: PromptFormat
     special_tokens: SpecialTokens
     generation: GenerationDefaults
+    answers: Annotated[AnswerFormat, Field(discriminator="kind")]
     source: SourceCheckpoint
     tools: dict[str, str]
     files: tuple[FileEntry, ...]
@@ -407,6 +454,10 @@ class Manifest:
     def graph(self, name: str) -> GraphSpec:
         """The graph of that name; the manifest reader has checked that the needed ones exist."""
         return next(graph for graph in self.graphs if graph.name == name)
+
+    def has_graph(self, name: str) -> bool:
+        """Whether the bundle has an optional graph."""
+        return any(graph.name == name for graph in self.graphs)
 
     @property
     def image_graphs(self) -> tuple[str, ...]:

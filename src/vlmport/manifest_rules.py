@@ -15,10 +15,12 @@ from types import MappingProxyType
 
 from vlmport.contract import (
     MANIFEST_NAME,
+    MASK_DECODER,
     FileEntry,
     GraphSpec,
     Manifest,
     TensorSpec,
+    TextAnswers,
 )
 from vlmport.manifest_image_rules import image_faults, too_small
 
@@ -57,6 +59,7 @@ def manifest_faults(manifest: Manifest) -> list[str]:
         *_graph_faults(manifest),
         *image_faults(manifest.image),
         *_text_faults(manifest),
+        *_answer_faults(manifest),
     ]
 
 
@@ -188,6 +191,31 @@ def _text_faults(manifest: Manifest) -> Iterator[str]:
                 yield f"prompt.coordinates.{field.name}: empty; expected a token's text"
     if "" in manifest.generation.stop_strings:
         yield "generation.stop_strings: an empty text; it would end every answer at once"
+
+
+def _answer_faults(manifest: Manifest) -> Iterator[str]:
+    answers = manifest.answers
+    decoder = next((graph for graph in manifest.graphs if graph.name == MASK_DECODER), None)
+    if isinstance(answers, TextAnswers):
+        if decoder is not None:
+            yield f'graphs: found {MASK_DECODER}; expected none, since answers are of kind "text"'
+        return
+    numbers = {
+        "locations": answers.locations,
+        "segment_codes": answers.segment_codes,
+        "codes_per_mask": answers.codes_per_mask,
+    }
+    yield from too_small({f"answers.{name}": value for name, value in numbers.items()}, least=1)
+    if decoder is None:
+        return
+    ports = [(spec.name, len(spec.shape)) for spec in (*decoder.inputs, *decoder.outputs)]
+    if ports != [("codes", 2), ("mask", 3)]:
+        yield f"graphs: {MASK_DECODER} has the ports {ports}; expected codes of 2 axes, mask of 3"
+    elif decoder.inputs[0].shape[1] != answers.codes_per_mask:
+        yield (
+            f"graphs: {MASK_DECODER} takes {decoder.inputs[0].shape[1]} codes for a mask; expected "
+            f"answers.codes_per_mask, {answers.codes_per_mask}"
+        )
 
 
 def _dtype_faults(field: str, dtype: str) -> Iterator[str]:

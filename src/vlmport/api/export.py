@@ -24,6 +24,7 @@ from vlmport.contract import (
 )
 from vlmport.errors import ExportError
 from vlmport.export.family import plan_checkpoint
+from vlmport.export.mask_decoder import with_mask_decoder
 from vlmport.export.stream import save_graph, weight_bytes
 from vlmport.export.tracing import trace
 from vlmport.export.wrappers.decoder import in_place_attention
@@ -47,6 +48,7 @@ _SAMPLE_LENGTHS = {
     "capacity": 7,
     "num_images": 2,
     "num_patches": 5,
+    "num_masks": 2,
 }
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
@@ -61,12 +63,14 @@ class ExportOptions:
         bundle: folder to write.
         max_length: most tokens of a sequence; None for what the model supports.
         overwrite: whether an existing bundle is replaced.
+        mask_decoder: weights of the decoder of segmentation masks; None leaves the graph out.
     """
 
     checkpoint: Path
     bundle: Path
     max_length: int | None = None
     overwrite: bool = False
+    mask_decoder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
     progress.start("reading the checkpoint")
     family, plan = plan_checkpoint(options.checkpoint)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
+    if options.mask_decoder is not None:
+        plan = with_mask_decoder(plan, options.mask_decoder)
     models = [_traced(graph, progress) for graph in plan.graphs]
     progress.finish()
     workspace = _workspace(options.bundle)
@@ -192,6 +198,7 @@ def _write(
         prompt=plan.prompt,
         special_tokens=plan.special_tokens,
         generation=plan.generation,
+        answers=plan.answers,
         source=SourceCheckpoint(
             checkpoint.resolve().name,
             plan.layout,
