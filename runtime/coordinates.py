@@ -3,7 +3,8 @@
 A model that was trained with coordinate tokens sees half of a row or column of the resized picture;
 users write and read pixels of their own picture.
 
-Source: transformers/models/fuyu/processing_fuyu.py, whose arithmetic is kept to the last bit.
+Source: transformers' processor of the models with such tokens (it defines
+post_process_box_coordinates), whose arithmetic is kept to the last bit.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def answer_locations(
         Locations in pixels of the user's picture, in their order, and a line for each that is
         malformed (on which transformers would loop for ever).
 
-    Source: transformers, FuyuProcessor.post_process_box_coordinates.
+    Source: post_process_box_coordinates.
     """
     kinds: dict[str, tuple[Literal["box", "point"], str, int]] = {
         tokens.box_open: ("box", tokens.box_close, 4),

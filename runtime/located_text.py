@@ -35,8 +35,8 @@ def located_ids(
         InputError: if a location is malformed, outside of what the vocabulary can say, or cannot
             be told to belong to one of several images.
 
-    Source: transformers 4.57, processing_fuyu.py, _transform_coordinates_and_tokenize. (5.23
-    computes the transformed text and then tokenizes the one without it.)
+    Source: transformers 4.57, _transform_coordinates_and_tokenize. (5.23 computes the transformed
+    text and then tokenizes the one without it.)
     """
     parts = split_locations(text, tokens, layouts[0].scale)
     if parts == [text]:

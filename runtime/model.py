@@ -14,6 +14,7 @@ from vlmport.contract import MASK_DECODER
 from vlmport.errors import BundleError, InputError
 from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from vlmport.runtime.coordinate_regions import read_coordinates
 from vlmport.runtime.generate import check_length, decode_rows, fuse_image_features, make_row
 from vlmport.runtime.image_file import load_image
 from vlmport.runtime.masks import with_masks
@@ -238,6 +239,11 @@ class VisionLanguageModel:
         form = self.manifest.answers
         if form.kind == "text":
             return result
+        if form.kind == "coordinate_tokens":
+            reading = read_coordinates(
+                result.token_ids, self.tokenizer, self.manifest, row.image_sizes
+            )
+            return replace(result, regions=reading.regions, faults=reading.faults)
         reading = read_regions(result.token_ids, self.tokenizer, form, row.image_sizes)
         regions = reading.regions
         if regions and self.manifest.has_graph(MASK_DECODER):

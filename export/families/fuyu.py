@@ -9,7 +9,7 @@ Sources: transformers models/fuyu and models/persimmon; https://www.adept.ai/blo
 
 from __future__ import annotations
 
-import copy
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,10 +17,12 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
+from transformers.models.fuyu import processing_fuyu
 from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 
 from vlmport.contract import (
     AttentionForm,
+    CoordinateAnswers,
     CoordinateTokens,
     GenerationDefaults,
     ImageTokens,
@@ -31,6 +33,7 @@ from vlmport.contract import (
 from vlmport.errors import CheckpointError
 from vlmport.export.checkpoint import Checkpoint, weight_files
 from vlmport.export.family import ExportPlan, Family
+from vlmport.export.parts import causal_language_model
 from vlmport.export.processor_files import (
     fast_tokenizer,
     load_tokenizer,
@@ -41,7 +44,7 @@ from vlmport.export.processor_files import (
 from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.export.split_reference import generated
 from vlmport.export.tracing import build_on_meta
-from vlmport.export.weight_match import collect_tensors, match_weights
+from vlmport.export.weight_match import collect_tensors, match_weights, tensor_shapes
 from vlmport.export.wrappers.connectors import patch_projector_module
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
 from vlmport.export.wrappers.embedding import embedding_module
@@ -62,6 +65,7 @@ __all__ = ["FAMILY"]
 
 _IMAGE, _ROW_END, _ANSWER = "|SPEAKER|", "|NEWLINE|", "<0x04>"
 _COORDINATES = CoordinateTokens("<0x00>", "<0x01>", "<0x02>", "<0x03>", prompt_end=_ANSWER)
+_LOCATION = re.compile("</?(box|point)>|<0x0[0-3]>")
 # FuyuProcessor: the first image comes first, the others where the text names them; each is followed
 # by the beginning-of-sequence token; the answer's marker ends a prompt with images, and no other.
 _TEMPLATE = (
@@ -110,7 +114,7 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
         return _FuyuReference(model.eval(), own, special)
 
     def language_model() -> PreTrainedModel:
-        return _language_model(text, ATTENTION)
+        return causal_language_model(text, ATTENTION)
 
     is_old = any(key.startswith("language_model.") for file in files for key in file.tensors)
     return ExportPlan(
@@ -134,6 +138,7 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
         tokenizer=fast_tokenizer(tokenizer),
         source_files=(checkpoint.path / "config.json", *(file.path for file in files)),
         reference=reference,
+        answers=CoordinateAnswers("coordinate_tokens"),
     )
 
 
@@ -216,9 +221,7 @@ def _patchify(image: Any, patch_size: Any = None) -> Any:
     """
     height, width = patch_size.height, patch_size.width
     batch, channels = image.shape[:2]
-    grid = image.reshape(
-        batch, channels, image.shape[2] // height, height, image.shape[3] // width, width
-    )
+    grid = image.unflatten(3, (-1, width)).unflatten(2, (-1, height))
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, height * width * channels)
 
 
@@ -274,27 +277,15 @@ def _patch_projector(config: Any) -> nn.Module:
     return nn.Linear(_patch_length(config), config.text_config.hidden_size)
 
 
-def _language_model(text: PretrainedConfig, attention: str) -> PreTrainedModel:
-    # transformers writes the attention's name into the config that it is given.
-    model = transformers.AutoModelForCausalLM.from_config(
-        copy.deepcopy(text), attn_implementation=attention, dtype=torch.float32
-    )
-    return cast("PreTrainedModel", model)
-
-
 def _store(checkpoint: Checkpoint, config: FuyuConfig, files: Sequence[WeightFile]) -> TensorStore:
     """The checkpoint's tensors under "connector." and "language_model."."""
-    modules = {
-        "connector": build_on_meta(lambda: _patch_projector(config)),
-        "language_model": build_on_meta(
-            lambda: _language_model(cast("Any", config.text_config), "sdpa")
-        ),
-    }
-    expected = {
-        f"{prefix}.{name}": tuple(value.shape)
-        for prefix, module in modules.items()
-        for name, value in module.state_dict().items()
-    }
+    text = cast("PretrainedConfig", config.text_config)
+    expected = tensor_shapes(
+        {
+            "connector": build_on_meta(lambda: _patch_projector(config)),
+            "language_model": build_on_meta(lambda: causal_language_model(text, "eager")),
+        }
+    )
     head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
     tied = {head: embedding} if config.tie_word_embeddings else {}
     found = collect_tensors(files, _RULES)
@@ -317,8 +308,8 @@ class _FuyuReference:
 
     def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture with transformers: image_patches [num_patches, length]."""
-        inputs = self._inputs("", [image])
-        return {"image_patches": _numpy(inputs["pixel_values"])}
+        inputs = self.greedy_inputs("", [image])
+        return {"image_patches": inputs["pixel_values"].numpy()}
 
     @torch.no_grad()
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -326,9 +317,9 @@ class _FuyuReference:
         if graph == "projector":
             patches = torch.from_numpy(inputs["image_patches"])
             features = self.model.model.get_image_features(patches, return_dict=True)
-            return {"image_features": _numpy(features.last_hidden_state)}
+            return {"image_features": features.last_hidden_state.numpy()}
         embed = self.model.get_input_embeddings()
-        return {"inputs_embeds": _numpy(embed(torch.from_numpy(inputs["input_ids"])))}
+        return {"inputs_embeds": embed(torch.from_numpy(inputs["input_ids"])).numpy()}
 
     @torch.no_grad()
     def greedy(
@@ -336,8 +327,8 @@ class _FuyuReference:
     ) -> ReferenceAnswer:
         """Answers a chat with transformers' own `generate`."""
         [message] = messages
-        inputs = self._inputs(_processor_text(message["content"]), images)
-        ids = _numpy(inputs["input_ids"][0]).astype(np.int64)
+        inputs = self.greedy_inputs(message["content"], images)
+        ids = inputs["input_ids"][0].numpy()
         return generated(
             self.model,
             self.processor.tokenizer,
@@ -347,33 +338,64 @@ class _FuyuReference:
             self.special_tokens.eos_token_ids,
         )
 
-    def _inputs(self, text: str, images: Sequence[Image]) -> dict[str, Any]:
+    def greedy_inputs(
+        self, content: str | Sequence[dict[str, str]], images: Sequence[Image]
+    ) -> dict[str, Any]:
+        """What transformers' processor makes of one message: tensors for the model."""
+        text = _processor_text(content)
         inputs = self.processor(
             text=[text],
             images=[list(images)] if images else None,
             return_tensors="pt",
             return_legacy_image_output=False,
         )
+        if images and _LOCATION.search(text):
+            inputs["input_ids"] = torch.tensor([self._located_ids(text, images)])
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         wanted = ("input_ids", "attention_mask", "pixel_values")
         return {name: inputs[name] for name in wanted if name in inputs}
+
+    def _located_ids(self, text: str, images: Sequence[Image]) -> list[int]:
+        """Token ids of a prompt with boxes or points.
+
+        FuyuProcessor of transformers 5.23 computes the text with scaled coordinates, leaves it
+        unused and joins the numbers of a box to one. This is its own code up to there and, for each
+        number a token, that of transformers 4.57 (_transform_coordinates_and_tokenize).
+        """
+        own, tokenizer = self.processor, self.processor.tokenizer
+        pictures, texts, *_ = own.prepare_inputs_layout(images=[list(images)], text=[text])
+        found, rows = own._process_images(pictures, False, return_tensors="pt")
+        [whole], _ = own.get_text_with_replacements(texts, rows)
+        first, rest = re.split(r"(?<=<s>)", whole, maxsplit=1)
+        ids: list[int] = tokenizer(first, add_special_tokens=False).input_ids[1:]
+        tagged = processing_fuyu._replace_string_repr_with_token_tags(rest.removesuffix(_ANSWER))
+        parts = processing_fuyu._segment_prompt_into_text_token_conversions(tagged)
+        scale = found["image_scale_factors"][0][0].item()
+        for part, is_location in parts:
+            if is_location:
+                ids += [tokenizer.get_vocab()[name] for name in _location_names(part, scale)]
+            else:
+                ids += tokenizer(part, add_special_tokens=False).input_ids
+        return [*ids, tokenizer.get_vocab()[_ANSWER]]
+
+
+def _location_names(location: str, scale: float) -> list[str]:
+    numbers: Any = [float(number) for number in location.split(",")]
+    if len(numbers) == 2:
+        values = processing_fuyu.scale_point_to_transformed_image(*numbers, scale)
+        return [_COORDINATES.point_open, *map(str, values), _COORDINATES.point_close]
+    values = processing_fuyu.scale_bbox_to_transformed_image(*numbers, scale)
+    return [_COORDINATES.box_open, *map(str, values), _COORDINATES.box_close]
 
 
 def _processor_text(content: str | Sequence[dict[str, str]]) -> str:
     """A message as FuyuProcessor takes it, which puts the first image's token in front itself."""
     if isinstance(content, str):
         return content
-    texts: list[str] = []
-    seen = 0
-    for part in content:
-        is_image = part["type"] == "image"
-        texts.append(part.get("text", "") if not is_image else _IMAGE if seen else "")
-        seen += is_image
+    texts = [part["text"] if part["type"] == "text" else _IMAGE for part in content]
+    if _IMAGE in texts:
+        texts.remove(_IMAGE)
     return "".join(texts)
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    return array
 
 
 FAMILY = Family(name="fuyu", model_types=("fuyu",), plan=_plan)

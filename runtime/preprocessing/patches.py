@@ -33,9 +33,9 @@ def prepare_patches(image: Image.Image, steps: PatchImages) -> PreparedImage:
     Raises:
         InputError: if the picture is so narrow that nothing is left of it when it is shrunk.
 
-    Source: transformers/models/fuyu/image_processing_pil_fuyu.py and processing_fuyu.py
-    (_process_images). There every picture is padded to the largest size and then cropped to whole
-    patches; padding to whole patches at once gives the same pixels without the detour.
+    Source: transformers' image processor of models that take patches of pixels. There every
+    picture is padded to the largest size and then cropped to whole patches; padding to whole
+    patches at once gives the same pixels without the detour.
     """
     size = (image.height, image.width)
     image = _shrunk(image, steps)

@@ -19,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "AnswerFormat",
     "AttentionForm",
+    "CoordinateAnswers",
     "CoordinateTokens",
     "FileEntry",
     "FixedSizeImages",
@@ -356,8 +357,20 @@ class LocationTokenAnswers:
     codes_per_mask: int
 
 
+@dataclass(frozen=True, slots=True)
+class CoordinateAnswers:
+    """Answers may name boxes and points by the coordinate tokens of the prompt form.
+
+    Attributes:
+        kind: "coordinate_tokens".
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["coordinate_tokens"]
+
+
 # One dataclass for each kind of answer; `kind` tells them apart in JSON.
-AnswerFormat = TextAnswers | LocationTokenAnswers
+AnswerFormat = TextAnswers | LocationTokenAnswers | CoordinateAnswers
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ from types import MappingProxyType
 from vlmport.contract import (
     MANIFEST_NAME,
     MASK_DECODER,
+    CoordinateAnswers,
     FileEntry,
     GraphSpec,
     Manifest,
+    PatchImages,
     TensorSpec,
     TextAnswers,
 )
@@ -199,6 +201,15 @@ def _answer_faults(manifest: Manifest) -> Iterator[str]:
     if isinstance(answers, TextAnswers):
         if decoder is not None:
             yield f'graphs: found {MASK_DECODER}; expected none, since answers are of kind "text"'
+        return
+    if isinstance(answers, CoordinateAnswers):
+        if manifest.prompt.coordinates is None or not isinstance(manifest.image, PatchImages):
+            yield (
+                'answers.kind: found "coordinate_tokens"; expected prompt.coordinates and images '
+                'of kind "patches" with it, which say what a coordinate is'
+            )
+        if decoder is not None:
+            yield f"graphs: found {MASK_DECODER}; expected none, boxes and points have no masks"
         return
     numbers = {
         "locations": answers.locations,

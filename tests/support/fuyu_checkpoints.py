@@ -21,45 +21,10 @@ BOS, _EOS = 1, 2
 IMAGE_TOKEN_ID = 3
 _SPECIAL = ("<unk>", "<s>", "</s>")
 _PIECES = ("|SPEAKER|", "|NEWLINE|", "|ENDOFTEXT|")
-_WORDS = [
-    "▁What",
-    "▁is",
-    "▁in",
-    "▁the",
-    "▁picture",
-    "▁Generate",
-    "▁a",
-    "▁coco",
-    "-",
-    "style",
-    "▁caption",
-    ".",
-    "▁box",
-    "▁point",
-    ",",
-    "?",
-    "!",
-    "▁an",
-    "▁two",
-    "▁red",
-    "▁blue",
-    "▁square",
-    "▁circle",
-    "▁Look",
-    "▁at",
-    "▁this",
-    "▁and",
-    "▁compare",
-    "s",
-    "ing",
-    "<",
-    ">",
-    "/",
-    "box",
-    "point",
-    "</",
-    "ox",
-]
+_TEXT = (
+    "▁What ▁is ▁in ▁the ▁picture ▁Generate ▁a ▁coco - style ▁caption . ▁box ▁point , ? ! ▁an "
+    "▁two ▁red ▁blue ▁square ▁circle ▁Look ▁at ▁this ▁and ▁compare s ing < > / box point </ ox"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +61,7 @@ def make_fuyu_tokenizer(folder: Path, numbers: int) -> int:
     """A Unigram tokenizer with a leading "▁", byte tokens and number tokens; returns its size."""
     names = [*_SPECIAL, *_PIECES, *(f"<0x{byte:02X}>" for byte in range(256))]
     names += [str(number) for number in range(numbers)]
-    letters = {chr(code) for code in range(33, 127)} | {"▁", "\n"} | set(_WORDS)
+    letters = {chr(code) for code in range(33, 127)} | {"▁", "\n"} | set(_TEXT.split())
     names += sorted(letters - set(names))
     scores = [
         (name, 0.0 if index < 5 else -1.0 - 0.001 * index) for index, name in enumerate(names)
@@ -129,7 +94,7 @@ def make_fuyu_checkpoint(folder: Path, recipe: FuyuRecipe) -> Path:
     torch.manual_seed(recipe.seed)
     vocab_size = make_fuyu_tokenizer(folder, recipe.numbers)
     size = {"height": recipe.max_height, "width": recipe.max_width}
-    patch = {"height": recipe.patch, "width": recipe.patch}
+    patch: Any = {"height": recipe.patch, "width": recipe.patch}
     processor: Any = FuyuImageProcessorPil(size=size, patch_size=patch)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     transformers.FuyuProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(
