@@ -23,6 +23,7 @@ __all__ = [
     "resample_name",
     "saved_image_processor",
     "special_tokens",
+    "suppressed_tokens",
 ]
 
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -84,6 +85,23 @@ def special_tokens(
         bos_token=tokens.bos_token or "",
         eos_token=tokens.eos_token or "",
     )
+
+
+def suppressed_tokens(folder: Path) -> tuple[int, ...]:
+    """Tokens that generation_config.json forbids.
+
+    Raises:
+        CheckpointError: if it forbids a sequence of several tokens.
+    """
+    path = folder / "generation_config.json"
+    words = read_json(path).get("bad_words_ids") if path.is_file() else None
+    if any(len(word) != 1 for word in words or []):
+        msg = (
+            f"{path}: bad_words_ids forbids {words}; supported are single tokens alone; shorten "
+            "the list"
+        )
+        raise CheckpointError(msg)
+    return tuple(int(token) for (token,) in words or [])
 
 
 def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -110,8 +110,7 @@ class VisionLanguageModel:
             prompt, messages, tuple(images), max_new_tokens, options, tuple(stop_strings)
         )
         row = self._row(request, time.perf_counter())
-        ends = self.manifest.special_tokens.eos_token_ids
-        return (piece for _, piece in decode_rows(self._backend, [row], ends))
+        return (piece for _, piece in decode_rows(self._backend, [row], self.manifest))
 
     def generate(
         self,
@@ -168,8 +167,7 @@ class VisionLanguageModel:
             raise InputError(msg)
         started = time.perf_counter()
         rows = [self._row(request, started) for request in requests]
-        ends = self.manifest.special_tokens.eos_token_ids
-        for _, piece in decode_rows(self._backend, rows, ends, on_logits):
+        for _, piece in decode_rows(self._backend, rows, self.manifest, on_logits):
             if on_piece is not None:
                 on_piece(piece)
         return [self._result(row) for row in rows]
@@ -190,10 +188,15 @@ class VisionLanguageModel:
 
     def image_features(self, image: PreparedImage) -> NDArray[np.float32]:
         """One picture's embeddings: float32 [num_image_tokens, hidden_size]."""
-        arrays = dict(image.inputs)
+        features = [self._tile_features(tile) for tile in image.tiles()]
+        return np.concatenate(features).reshape(-1, self.manifest.dimensions.hidden_size)
+
+    def _tile_features(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        arrays = inputs
         for graph in self.manifest.image_graphs:
-            arrays |= self.run(graph, arrays)
-        return arrays["image_features"].reshape(-1, self.manifest.dimensions.hidden_size)
+            arrays = {**arrays, **self.run(graph, arrays)}
+        features: NDArray[np.float32] = arrays["image_features"]
+        return features
 
     def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The token embedding of int64 [batch, sequence_length]: [.., .., hidden_size]."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlmport.contract import PatchImages
+from vlmport.contract import NativeSizeImages, PatchImages
 from vlmport.runtime.preprocessing.fixed_size import prepare_fixed_size
+from vlmport.runtime.preprocessing.native_size import prepare_native_size
 from vlmport.runtime.preprocessing.patches import prepare_patches
 
 if TYPE_CHECKING:
@@ -29,4 +30,6 @@ def prepare_image(image: Image.Image, steps: ImagePreprocessing) -> PreparedImag
     """
     if isinstance(steps, PatchImages):
         return prepare_patches(image, steps)
+    if isinstance(steps, NativeSizeImages):
+        return prepare_native_size(image, steps)
     return prepare_fixed_size(image, steps)

@@ -43,3 +43,12 @@ class PreparedImage:
     inputs: dict[str, NDArray[Any]]
     layout: ImageLayout
     size: tuple[int, int]
+
+    def tiles(self) -> list[dict[str, NDArray[Any]]]:
+        """The inputs tile by tile: attention among a large tile's patches needs GiB as it is."""
+        if self.layout.tiles == 1:
+            return [self.inputs]
+        return [
+            {name: array[index : index + 1] for name, array in self.inputs.items()}
+            for index in range(self.layout.tiles)
+        ]

@@ -31,6 +31,7 @@ __all__ = [
     "LocationTokenAnswers",
     "Manifest",
     "ModelDimensions",
+    "NativeSizeImages",
     "PatchImages",
     "PromptFormat",
     "Resize",
@@ -242,8 +243,39 @@ class PatchImages:
     std: tuple[float, float, float] | None
 
 
+@dataclass(frozen=True, slots=True)
+class NativeSizeImages:
+    """How a picture becomes pixel_values float32 [num_tiles, 3, height, width] of its own shape.
+
+    The steps run in this order: RGB, cut into tiles, resize each, rescale, normalize, pad all tiles
+    of the picture to one size. With the pixels goes patch_counts int64 [num_tiles, 2].
+
+    Attributes:
+        kind: "native_size".
+        splits: whether the picture is cut into its four quarters, with the whole as fifth tile.
+        shortest_edge: pixels that both edges have at least.
+        longest_edge: pixels to which a longer edge is shrunk, the aspect ratio kept.
+        patch_size: pixels of a patch's side.
+        resample: Pillow's filter.
+        rescale_factor: factor on the 0-255 values, or None.
+        mean: per channel, subtracted after rescaling; None (with std) for no normalization.
+        std: per channel, divided by.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["native_size"]
+    splits: bool
+    shortest_edge: int
+    longest_edge: int
+    patch_size: int
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    rescale_factor: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+
 # One dataclass for each kind of preprocessing; `kind` tells them apart in JSON.
-ImagePreprocessing = FixedSizeImages | PatchImages
+ImagePreprocessing = FixedSizeImages | NativeSizeImages | PatchImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +290,8 @@ class ImageTokens:
         before: text in front of each tile, or of each row.
         after: text behind each tile, or each row.
         merged: a text of which two in a row become one, after all images are in place; "" for none.
+        merged_is_spaced: whether a space is put behind that text where a character follows that is
+            neither whitespace nor "<".
     """
 
     __pydantic_config__ = _STRICT
@@ -267,6 +301,7 @@ class ImageTokens:
     before: str
     after: str
     merged: str
+    merged_is_spaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,11 +435,13 @@ class GenerationDefaults:
     Attributes:
         max_new_tokens: most tokens that an answer may have.
         stop_strings: texts that end an answer and are not part of it.
+        suppressed_token_ids: tokens that are never chosen.
     """
 
     __pydantic_config__ = _STRICT
     max_new_tokens: int
     stop_strings: tuple[str, ...]
+    suppressed_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vlmport.contract import FixedSizeImages, ImagePreprocessing, PatchImages
+from vlmport.contract import (
+    FixedSizeImages,
+    ImagePreprocessing,
+    NativeSizeImages,
+    PatchImages,
+)
 
 __all__ = ["image_faults", "too_small"]
 
@@ -14,6 +19,8 @@ def image_faults(image: ImagePreprocessing) -> Iterator[str]:
     """All faults; none if the steps can be applied to any picture."""
     if isinstance(image, PatchImages):
         yield from _patch_faults(image)
+    elif isinstance(image, NativeSizeImages):
+        yield from _native_size_faults(image)
     else:
         yield from _fixed_size_faults(image)
 
@@ -34,6 +41,14 @@ def _fixed_size_faults(image: FixedSizeImages) -> Iterator[str]:
         sizes |= {"resize.height": image.resize.height, "resize.width": image.resize.width}
     yield from too_small({f"image.{name}": size for name, size in sizes.items()}, least=1)
     yield from _shape_faults(image)
+    yield from _scale_faults(image)
+
+
+def _native_size_faults(image: NativeSizeImages) -> Iterator[str]:
+    yield from too_small({"image.patch_size": image.patch_size}, least=1)
+    # A smaller edge would have no whole patch, a longest edge below it could not be kept.
+    yield from too_small({"image.shortest_edge": image.shortest_edge}, least=image.patch_size)
+    yield from too_small({"image.longest_edge": image.longest_edge}, least=image.shortest_edge)
     yield from _scale_faults(image)
 
 
@@ -70,7 +85,7 @@ def _shape_faults(image: FixedSizeImages) -> Iterator[str]:
         )
 
 
-def _scale_faults(image: FixedSizeImages | PatchImages) -> Iterator[str]:
+def _scale_faults(image: ImagePreprocessing) -> Iterator[str]:
     if (image.mean is None) != (image.std is None):
         yield "image.mean, image.std: one is null and one is not; expected both or neither"
     factor = () if image.rescale_factor is None else (image.rescale_factor,)

@@ -83,6 +83,8 @@ def _number_faults(manifest: Manifest) -> Iterator[str]:
     )
     tokens = manifest.special_tokens
     ids = {f"eos_token_ids[{i}]": token for i, token in enumerate(tokens.eos_token_ids)}
+    suppressed = manifest.generation.suppressed_token_ids
+    ids |= {f"suppressed_token_ids[{i}]": token for i, token in enumerate(suppressed)}
     ids |= {"bos_token_id": tokens.bos_token_id or 0, "image_token_id": tokens.image_token_id or 0}
     yield from too_small({f"special_tokens.{name}": token for name, token in ids.items()}, least=0)
     first = manifest.attention.first_position

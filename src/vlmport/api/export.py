@@ -45,6 +45,10 @@ __all__ = ["ExportOptions", "ExportReport", "export"]
 _SAMPLE_LENGTHS = {
     "batch": 2,
     "sequence_length": 3,
+    "num_tiles": 2,
+    # At least two patches of any size that is used.
+    "height": 197,
+    "width": 241,
     "capacity": 7,
     "num_images": 2,
     "num_patches": 5,

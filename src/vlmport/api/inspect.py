@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from vlmport.contract import ImagePreprocessing, Manifest, PatchImages
+from vlmport.contract import ImagePreprocessing, Manifest, NativeSizeImages, PatchImages
 from vlmport.manifest import load_manifest
 from vlmport.manifest_rules import DTYPE_BYTES
 
@@ -67,6 +67,8 @@ def image_steps(image: ImagePreprocessing) -> list[str]:
     steps = ["RGB"]
     if isinstance(image, PatchImages):
         return steps + _patch_steps(image) + _scale_steps(image)
+    if isinstance(image, NativeSizeImages):
+        return steps + _native_size_steps(image) + _scale_steps(image)
     if image.pad_to_square is not None:
         steps.append(f"pad to a square with colour {image.pad_to_square}")
     if (resize := image.resize) is not None:
@@ -83,6 +85,12 @@ def _patch_steps(image: PatchImages) -> list[str]:
         f"shrink to fit {image.max_height}x{image.max_width} ({image.resample})",
         f"pad with {image.padding_value} to patches of {image.patch_height}x{image.patch_width}",
     ]
+
+
+def _native_size_steps(image: NativeSizeImages) -> list[str]:
+    edges = f"{image.shortest_edge} to {image.longest_edge}"
+    cut = ["cut into four quarters and the whole"] if image.splits else []
+    return [*cut, f"resize each edge to {edges} ({image.resample})"]
 
 
 def _scale_steps(image: ImagePreprocessing) -> list[str]:
