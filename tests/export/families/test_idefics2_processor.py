@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ CHATS: tuple[list[dict[str, Any]], ...] = (
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, ExportPlan]:
     """Plans with the released image sizes, whole and split."""
     folder = tmp_path_factory.mktemp("processors")
-    sizes = {"shortest_edge": 378, "longest_edge": 980, "image_size": 980, "layers": 1}
+    released = Idefics2Recipe(shortest_edge=378, longest_edge=980, image_size=980, layers=1)
     found = {}
     for splits in (False, True):
-        recipe = Idefics2Recipe(splits=splits, **sizes)
+        recipe = replace(released, splits=splits)
         checkpoint = make_idefics2(folder / str(splits), recipe)
         found[splits] = FAMILY.plan(open_checkpoint(checkpoint))
     return found
