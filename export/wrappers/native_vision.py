@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig
 
-__all__ = ["NativeSizeTower", "masked_projector_module", "native_tower_module"]
+__all__ = ["MaskedResampler", "NativeSizeTower", "masked_projector_module", "native_tower_module"]
 
 
 class NativeSizeTower(nn.Module):
@@ -75,15 +75,23 @@ class NativeSizeTower(nn.Module):
         transformers' bucketize(right=True) counts the bounds that are not above the fraction.
         """
         index = torch.arange(length)
-        fraction = index.to(torch.float32)[None, :] * (1.0 / counts)[:, None]
-        fraction = fraction.clamp(max=1.0 - 1e-6)
+        # Not `1.0 / counts`: its ONNX form is Reciprocal, which need not round as a division does.
+        step = torch.div(torch.ones_like(counts, dtype=torch.float32), counts)
+        fraction = (index.to(torch.float32)[None, :] * step[:, None]).clamp(max=1.0 - 1e-6)
         bounds = cast("torch.Tensor", self.bounds)
         bucket = (fraction[:, :, None] >= bounds).sum(-1)
         return bucket, index[None, :] < counts[:, None]
 
 
-class _MaskedProjector(nn.Module):
-    """Gives a connector that takes a mask the parameter prefix "connector."."""
+class MaskedResampler(nn.Module):
+    """A projection, then latents that see the patches that are no padding, and each other.
+
+    Args:
+        connector: has `modality_projection` and `perceiver_resampler` (`latents`, `layers`,
+            `norm`).
+
+    Source: Jaegle et al. 2021, "Perceiver"; transformers models/idefics2, Idefics2Connector.
+    """
 
     def __init__(self, connector: nn.Module) -> None:
         super().__init__()
@@ -91,7 +99,16 @@ class _MaskedProjector(nn.Module):
 
     def forward(self, vision_features: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
         """Maps [num_tiles, num_patches, vision_hidden_size] to [num_tiles, num_latents, hidden]."""
-        return cast("torch.Tensor", self.connector(vision_features, patch_mask))
+        connector = cast("Any", self.connector)
+        resampler = connector.perceiver_resampler
+        context = connector.modality_projection(vision_features)
+        latents = resampler.latents[None].expand(context.shape[0], -1, -1)
+        seen = torch.cat((patch_mask, torch.ones(latents.shape[:2], dtype=torch.bool)), dim=1)
+        # As in the tower, a row for every query; transformers leaves it to broadcasting.
+        attention_mask = seen[:, None, None, :].expand(-1, 1, latents.shape[1], -1)
+        for layer in resampler.layers:
+            latents = layer(latents, context, attention_mask=attention_mask)
+        return cast("torch.Tensor", resampler.norm(latents))
 
 
 def native_tower_module(build: Callable[[], nn.Module], config: PretrainedConfig) -> TracedModule:
@@ -126,7 +143,7 @@ def masked_projector_module(
     shape = ("num_tiles", num_latents, hidden_size)
     return TracedModule(
         name="projector",
-        build=lambda: _MaskedProjector(build()),
+        build=lambda: MaskedResampler(build()),
         inputs=_vision_ports(vision_hidden_size),
         outputs=(GraphPort("image_features", torch.float32, shape),),
         single_inputs=2,
