@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import vlmport.export.families as families_package
+from vlmport.contract import AnswerFormat, TextAnswers
 from vlmport.errors import CheckpointError, ExportError, close_matches
 from vlmport.export.checkpoint import open_checkpoint
 from vlmport.export.outside_families import family_of_file, installed_objects
@@ -45,6 +46,9 @@ __all__ = [
 _LOGGER = logging.getLogger(__name__)
 
 
+_TEXT_ANSWERS = TextAnswers("text")
+
+
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
     """A checkpoint that was read and checked; nothing is traced and no weight is held yet.
@@ -64,6 +68,7 @@ class ExportPlan:
         tokenizer: written as tokenizer.json.
         source_files: files of the checkpoint that the bundle depends on.
         reference: loads the PyTorch model with its weights.
+        answers: what an answer is made of.
     """
 
     variant: str
@@ -80,6 +85,7 @@ class ExportPlan:
     tokenizer: Tokenizer
     source_files: tuple[Path, ...]
     reference: Callable[[], Reference]
+    answers: AnswerFormat = _TEXT_ANSWERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import LlamaConfig, SiglipVisionConfig
 
-from vlmport.contract import GenerationDefaults, ModelDimensions, PromptFormat
+from vlmport.contract import (
+    AttentionForm,
+    GenerationDefaults,
+    ImageTokens,
+    ModelDimensions,
+    PromptFormat,
+)
 from vlmport.export.checkpoint import Checkpoint, weight_files
 from vlmport.export.family import ExportPlan, Family
 from vlmport.export.parts import Parts, part_store
@@ -60,7 +66,8 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
     processor = load_image_processor(checkpoint.path, tower.model_type, side)
     tokenizer = load_tokenizer(checkpoint.path)
     tokens = special_tokens(checkpoint.path, tokenizer, None)
-    prompt = PromptFormat(_TEMPLATE, "<image>", "chunks", add_special_tokens=True)
+    image_tokens = ImageTokens("repeat", "", parts.image_tokens, "", "", "")
+    prompt = PromptFormat(_TEMPLATE, "<image>", image_tokens, "chunks", add_special_tokens=True)
 
     def reference() -> Reference:
         return SplitReference(
@@ -83,10 +90,9 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
         layout="toy",
         graphs=parts.graphs(),
         store=store,
-        dimensions=ModelDimensions(
-            text.hidden_size, text.vocab_size, text.max_position_embeddings, parts.image_tokens
-        ),
+        dimensions=ModelDimensions(text.hidden_size, text.vocab_size, text.max_position_embeddings),
         kv_layout=parts.kv_layout,
+        attention=AttentionForm("causal", first_position=0),
         image=image_preprocessing(processor, pad_to_square=False, side=side),
         prompt=prompt,
         special_tokens=tokens,

@@ -29,6 +29,13 @@ def export_command(
             metavar="FILE", help="A Python file with one more family of models. Its code is run."
         ),
     ] = None,
+    mask_decoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights (.npz) that turn segmentation answers into masks; one more graph.",
+        ),
+    ] = None,
 ) -> None:
     """Turn a [bold]checkpoint[/bold] into a [bold]bundle[/bold] of ONNX graphs.
 
@@ -39,7 +46,9 @@ def export_command(
     """
     from vlmport.api.export import ExportOptions, export
 
-    options = ExportOptions(checkpoint, bundle, max_length, overwrite, family_file)
+    options = ExportOptions(
+        checkpoint, bundle, max_length, overwrite, family_file, mask_decoder=mask_decoder
+    )
     with RichProgress() as progress:
         report = export(options, progress)
     size = sum(entry.size for entry in report.manifest.files)
