@@ -380,11 +380,11 @@ class _FuyuReference:
 
 
 def _location_names(location: str, scale: float) -> list[str]:
-    numbers: Any = [float(number) for number in location.split(",")]
-    if len(numbers) == 2:
-        values = processing_fuyu.scale_point_to_transformed_image(*numbers, scale)
+    numbers: Any = [*(float(number) for number in location.split(",")), scale]
+    if len(numbers) == 3:
+        values = processing_fuyu.scale_point_to_transformed_image(*numbers)
         return [_COORDINATES.point_open, *map(str, values), _COORDINATES.point_close]
-    values = processing_fuyu.scale_bbox_to_transformed_image(*numbers, scale)
+    values = processing_fuyu.scale_bbox_to_transformed_image(*numbers)
     return [_COORDINATES.box_open, *map(str, values), _COORDINATES.box_close]
 
 

@@ -160,8 +160,9 @@ class Script:
     def regions(self, names: str, sizes: Sequence[tuple[int, int]]) -> Any:
         from vlmport.runtime.coordinate_regions import read_coordinates
 
-        ids = [self.model.tokenizer.token_to_id(name) for name in names.split()]
-        assert None not in ids
+        found = [self.model.tokenizer.token_to_id(name) for name in names.split()]
+        ids = [token for token in found if token is not None]
+        assert len(ids) == len(found)
         return read_coordinates(ids, self.model.tokenizer, self.model.manifest, sizes)
 
 
