@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmport.contract import IMAGE_GRAPHS, MASK_DECODER
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -80,6 +82,7 @@ def _facts(inspection: Inspection) -> dict[str, str]:
         f"eos {tokens.eos_token!r} {list(tokens.eos_token_ids)}, image {tokens.image_token_id}",
         "generation": f"at most {manifest.generation.max_new_tokens} new tokens, "
         f"stop strings {list(manifest.generation.stop_strings)}",
+        "answers": _answers(manifest),
         "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     }
 
@@ -91,11 +94,19 @@ def _image_tokens(form: ImageTokens) -> str:
 
 
 def _image_graphs(manifest: Manifest) -> str:
-    from vlmport.contract import IMAGE_GRAPHS
-
     absent = [name for name in IMAGE_GRAPHS if name not in manifest.image_graphs]
     note = f" (no {', '.join(absent)} graph)" if absent else ""
     return " > ".join(manifest.image_graphs) + note
+
+
+def _answers(manifest: Manifest) -> str:
+    if manifest.answers.kind == "text":
+        return "text"
+    if manifest.answers.kind == "coordinate_tokens":
+        return "text, boxes and points by coordinate tokens"
+    has_masks = manifest.has_graph(MASK_DECODER)
+    masks = f"masks by the graph {MASK_DECODER}" if has_masks else "no masks"
+    return f"text, regions by location tokens, {masks}"
 
 
 def _graph_rows(graph: GraphSpec) -> list[tuple[str, str]]:
