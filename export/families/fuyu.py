@@ -264,7 +264,7 @@ def _image_steps(checkpoint: Checkpoint, config: Any, processor: Any) -> PatchIm
     )
 
 
-def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
+def _channels(value: Any) -> tuple[float, float, float]:  # transformers: one number, or three
     red, green, blue = value if isinstance(value, (list, tuple)) else (value,) * 3
     return float(red), float(green), float(blue)
 

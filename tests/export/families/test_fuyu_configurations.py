@@ -17,7 +17,7 @@ from vlmport.api.parity_compare import compare
 from vlmport.api.progress import SilentProgress
 from vlmport.export.family import load_reference
 
-NEW_TOKENS = 8
+NEW_TOKENS = 6
 
 
 @st.composite
@@ -33,7 +33,7 @@ def recipes(draw: st.DrawFn) -> FuyuRecipe:
     return FuyuRecipe(
         hidden_size=heads * head_dim,
         heads=heads,
-        layers=draw(st.sampled_from((1, 1, 1, 2))),
+        layers=draw(st.sampled_from((1, 1, 1, 1, 1, 2))),
         intermediate_size=draw(st.integers(1, 96)),
         patch=patch,
         max_height=rows * patch,
@@ -53,14 +53,16 @@ def recipes(draw: st.DrawFn) -> FuyuRecipe:
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=50, deadline=None, derandomize=True, suppress_health_check=(HealthCheck.too_slow,)
+)
 @given(recipes())
 def test_any_configuration_answers_as_transformers(recipe: FuyuRecipe) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_fuyu_checkpoint(Path(folder) / "checkpoint", recipe)
         bundle = Path(folder) / "bundle"
         export(ExportOptions(checkpoint, bundle), SilentProgress())
-        cases = builtin_cases()
+        cases = builtin_cases()[:5]
         reports = compare(
             load_reference(checkpoint), open_bundle(bundle), cases, NEW_TOKENS, SilentProgress()
         )
