@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlmport.contract import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from vlmport.contract import MANIFEST_NAME, SCHEMA_VERSION, LocationTokenAnswers, Manifest
 from vlmport.errors import BundleError
 from vlmport.manifest import file_entry, load_manifest, save_manifest, verify_files
 
@@ -290,3 +290,40 @@ def test_a_link_inside_the_bundle_is_followed(filled: tuple[Path, Manifest]) -> 
     os.rename(bundle / "tokenizer.json", bundle / "other.json")
     (bundle / "tokenizer.json").symlink_to("other.json")
     verify_files(bundle, manifest, hashes=True)
+
+
+def segmenting(document: Json) -> None:
+    """Makes the document one whose answers name regions, with a mask decoder."""
+    document["answers"] = {
+        "kind": "location_tokens",
+        "locations": 1024,
+        "segment_codes": 128,
+        "codes_per_mask": 16,
+    }
+    ports = (("codes", "int64", ["num_masks", 16]), ("mask", "float32", ["num_masks", 64, 64]))
+    codes, mask = ({"name": name, "dtype": kind, "shape": shape} for name, kind, shape in ports)
+    graph = document["graphs"][0] | {"name": "mask_decoder", "inputs": [codes], "outputs": [mask]}
+    document["graphs"].append(graph)
+
+
+def test_answers_with_regions_and_masks_are_loaded(bundle: Path) -> None:
+    manifest = load_manifest(damaged(bundle, segmenting))
+    assert manifest.answers == LocationTokenAnswers("location_tokens", 1024, 128, 16)
+    assert manifest.has_graph("mask_decoder")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (put("answers", value={"kind": "text"}), 'found mask_decoder; expected none, .* "text"'),
+        (put("answers", "kind", value="boxes"), r"answers: .*expected"),
+        (put("answers", "segment_codes", value=0), r"answers\.segment_codes: found 0; expected 1"),
+        (put("answers", "codes_per_mask", value=9), "takes 16 codes for a mask; expected .*, 9"),
+        (put("graphs", 4, "inputs", 0, "name", value="c"), r"ports \[\('c', 2\), .*expected codes"),
+        (put("graphs", 4, "outputs", 0, "shape", value=[64, 64]), r"\('mask', 2\)\]; expected"),
+    ],
+)
+def test_answers_that_make_no_sense_are_refused(bundle: Path, damage: Damage, message: str) -> None:
+    damaged(bundle, segmenting)
+    with pytest.raises(BundleError, match=message):
+        load_manifest(damaged(bundle, damage))

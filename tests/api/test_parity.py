@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.parity_fakes import FakeModel, fake_cases
@@ -11,6 +12,12 @@ from vlmport.api.progress import SilentProgress
 from vlmport.contract import Manifest, SourceCheckpoint
 from vlmport.errors import BundleError, InputError, ParityError
 from vlmport.manifest import file_entry, save_manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vlmport.api.builtin_cases import Case
 
 
 @pytest.fixture
@@ -64,8 +71,20 @@ def test_cases_that_the_bundle_has_no_room_for_are_left_out() -> None:
 
 
 def test_no_case_at_all_is_an_error() -> None:
-    with pytest.raises(ParityError, match=r"no case leaves room.*larger --max-length"):
+    with pytest.raises(ParityError, match=r"no case can be asked.*max_length 3.*larger --max-le"):
         select_cases(fake_cases(), FakeModel(max_length=3))
+
+
+def test_cases_that_the_prompt_form_refuses_are_left_out_with_its_reason() -> None:
+    class NeedsPictures(FakeModel):
+        def encode(self, case: Case) -> NDArray[np.int64]:
+            if not case.images:
+                raise InputError("found no image")
+            return super().encode(case)
+
+    kept, skipped = select_cases(fake_cases(), NeedsPictures())
+    assert [case.name for case in kept] == ["picture", "two"]
+    assert skipped == ("case 'text': found no image",)
 
 
 def test_no_tokens_cannot_be_compared(tmp_path: Path) -> None:

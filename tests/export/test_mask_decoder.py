@@ -88,7 +88,7 @@ def test_graph_equals_numpy(plan: ExportPlan, tmp_path: Path) -> None:
     assert [graph.name for graph in own.graphs][-1] == "mask_decoder"
     traced = optimize(trace(own.graphs[-1], {"num_masks": 2}))
     save_graph(traced, tmp_path / "mask_decoder.onnx", own.store, lambda _: None)
-    session = onnxruntime.InferenceSession(tmp_path / "mask_decoder.onnx")
+    session: Any = onnxruntime.InferenceSession(tmp_path / "mask_decoder.onnx")
     generator = np.random.default_rng(0)
     for count in (1, 5):
         codes = generator.integers(0, 128, (count, 16))

@@ -145,7 +145,7 @@ def _vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
     return vocabulary
 
 
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+def _merges(tokenizer: Tokenizer) -> Any:  # pairs, which the class takes and does not declare
     return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
