@@ -14,6 +14,7 @@ from vlmport.graphs.passes.fuse_rms_norm import FuseRmsNormPass
 from vlmport.graphs.passes.fuse_rotary_embedding import FuseRotaryEmbeddingPass
 from vlmport.graphs.passes.fuse_tanh_gelu import FuseTanhGeluPass
 from vlmport.graphs.passes.merge_head_splits import MergeHeadSplitsPass
+from vlmport.graphs.passes.split_fused_heads import SplitFusedHeadsPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,6 +43,8 @@ def optimize(model: ir.Model) -> ir.Model:
         FuseParallelMatmulPass(),
         # After the products are joined, which makes the splits.
         MergeHeadSplitsPass(),
+        # After the target of the reshape is constant.
+        SplitFusedHeadsPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     )

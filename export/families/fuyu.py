@@ -186,11 +186,11 @@ def _check_vocabulary(
             "tokenizer that was saved with the model"
         )
         raise CheckpointError(msg)
-    found = vocabulary[_IMAGE]
-    if found != config.image_token_id or max(vocabulary.values()) >= text.vocab_size:
+    found, last = vocabulary[_IMAGE], max(vocabulary.values())
+    if found != config.image_token_id or last >= text.vocab_size:
         msg = (
             f"{checkpoint.path}: the tokenizer has {_IMAGE} as token {found} and ids up to "
-            f"{max(vocabulary.values())}; config.json has image_token_id {config.image_token_id} "
+            f"{last}; config.json has image_token_id {config.image_token_id} "
             f"and vocab_size {text.vocab_size}; the tokenizer does not belong to this checkpoint"
         )
         raise CheckpointError(msg)
@@ -198,10 +198,10 @@ def _check_vocabulary(
 
 def _image_processor(checkpoint: Checkpoint, config: Any) -> Any:
     """The checkpoint's image processor; without a file the one that the model was released with."""
-    patch = {"height": config.patch_size, "width": config.patch_size}
     processor = saved_image_processor(checkpoint.path)
     if processor is None:
-        processor = FuyuImageProcessorPil(patch_size=cast("Any", patch))
+        patch: Any = {"height": config.patch_size, "width": config.patch_size}
+        processor = FuyuImageProcessorPil(patch_size=patch)
     if not isinstance(processor, FuyuImageProcessorPil):
         msg = (
             f"{checkpoint.path}: the image processor is a {type(processor).__name__}; expected "
@@ -264,7 +264,7 @@ def _image_steps(checkpoint: Checkpoint, config: Any, processor: Any) -> PatchIm
     )
 
 
-def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
+def _channels(value: Any) -> tuple[float, float, float]:  # transformers: one number, or three
     red, green, blue = value if isinstance(value, (list, tuple)) else (value,) * 3
     return float(red), float(green), float(blue)
 
@@ -294,15 +294,9 @@ def _store(checkpoint: Checkpoint, config: FuyuConfig, files: Sequence[WeightFil
 
 @dataclass(frozen=True, slots=True)
 class _FuyuReference:
-    """FuyuForCausalLM with FuyuProcessor, in float32 on the CPU.
+    """FuyuForCausalLM with FuyuProcessor, in float32 on the CPU."""
 
-    Attributes:
-        model: the transformers model; its classes share no static type with these parts.
-        processor: the transformers processor.
-        special_tokens: ids with a meaning.
-    """
-
-    model: Any
+    model: Any  # of transformers, which share no static type with these parts
     processor: Any
     special_tokens: SpecialTokens
 
@@ -380,11 +374,11 @@ class _FuyuReference:
 
 
 def _location_names(location: str, scale: float) -> list[str]:
-    numbers: Any = [float(number) for number in location.split(",")]
-    if len(numbers) == 2:
-        values = processing_fuyu.scale_point_to_transformed_image(*numbers, scale)
+    numbers: Any = [*(float(number) for number in location.split(",")), scale]
+    if len(numbers) == 3:
+        values = processing_fuyu.scale_point_to_transformed_image(*numbers)
         return [_COORDINATES.point_open, *map(str, values), _COORDINATES.point_close]
-    values = processing_fuyu.scale_bbox_to_transformed_image(*numbers, scale)
+    values = processing_fuyu.scale_bbox_to_transformed_image(*numbers)
     return [_COORDINATES.box_open, *map(str, values), _COORDINATES.box_close]
 
 

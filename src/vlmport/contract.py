@@ -12,6 +12,21 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from vlmport.contract_answers import (
+    AnswerFormat,
+    CoordinateAnswers,
+    CoordinateTokens,
+    LocationTokenAnswers,
+    TextAnswers,
+)
+from vlmport.contract_images import (
+    FixedSizeImages,
+    ImagePreprocessing,
+    NativeSizeImages,
+    PatchImages,
+    Resize,
+)
+
 __all__ = [
     "IMAGE_GRAPHS",
     "MANIFEST_NAME",
@@ -162,123 +177,6 @@ class AttentionForm:
 
 
 @dataclass(frozen=True, slots=True)
-class Resize:
-    """How an image is brought to size.
-
-    Attributes:
-        mode: "exact" resizes to height x width; "shortest_edge" keeps the aspect ratio and brings
-            the shorter edge to `height` (equal to `width`).
-        height: pixels.
-        width: pixels.
-        resample: Pillow's filter.
-    """
-
-    __pydantic_config__ = _STRICT
-    mode: Literal["exact", "shortest_edge"]
-    height: int
-    width: int
-    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-
-
-@dataclass(frozen=True, slots=True)
-class FixedSizeImages:
-    """How every picture becomes pixel_values float32 [1, 3, height, width] of one size.
-
-    The steps run in this order: RGB, pad to a square, resize, centre crop, rescale, normalize.
-
-    Attributes:
-        kind: "fixed_size".
-        pad_to_square: colour (red, green, blue; 0-255) of the border that makes the picture square,
-            or None to leave its shape.
-        resize: None leaves the size.
-        center_crop: (height, width) in pixels, or None.
-        rescale_factor: factor on the 0-255 values, or None.
-        mean: per channel, subtracted after rescaling; None (with std) for no normalization.
-        std: per channel, divided by.
-    """
-
-    __pydantic_config__ = _STRICT
-    kind: Literal["fixed_size"]
-    pad_to_square: tuple[int, int, int] | None
-    resize: Resize | None
-    center_crop: tuple[int, int] | None
-    rescale_factor: float | None
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
-
-
-@dataclass(frozen=True, slots=True)
-class PatchImages:
-    """How a picture becomes image_patches float32 [num_patches, patch_height * patch_width * 3].
-
-    The steps run in this order: RGB, shrink to fit max_height x max_width with the same aspect
-    ratio (never enlarge), pad at the right and the bottom to whole patches, rescale, normalize, cut
-    into patches, rows from top to bottom and patches of a row from left to right.
-
-    Attributes:
-        kind: "patches".
-        patch_height: pixels.
-        patch_width: pixels.
-        patch_axes: order of the values in a patch, the last axis varying fastest.
-        max_height: pixels; a multiple of patch_height.
-        max_width: pixels; a multiple of patch_width.
-        resample: Pillow's filter for shrinking.
-        padding_value: of every channel (0-255, before rescaling).
-        rescale_factor: factor on the 0-255 values, or None.
-        mean: per channel, subtracted after rescaling; None (with std) for no normalization.
-        std: per channel, divided by.
-    """
-
-    __pydantic_config__ = _STRICT
-    kind: Literal["patches"]
-    patch_height: int
-    patch_width: int
-    patch_axes: Literal["height_width_channels"]
-    max_height: int
-    max_width: int
-    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-    padding_value: int
-    rescale_factor: float | None
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
-
-
-@dataclass(frozen=True, slots=True)
-class NativeSizeImages:
-    """How a picture becomes pixel_values float32 [num_tiles, 3, height, width] of its own shape.
-
-    The steps run in this order: RGB, cut into tiles, resize each, rescale, normalize, pad all tiles
-    of the picture to one size. With the pixels goes patch_counts int64 [num_tiles, 2].
-
-    Attributes:
-        kind: "native_size".
-        splits: whether the picture is cut into its four quarters, with the whole as fifth tile.
-        shortest_edge: pixels that both edges have at least.
-        longest_edge: pixels to which a longer edge is shrunk, the aspect ratio kept.
-        patch_size: pixels of a patch's side.
-        resample: Pillow's filter.
-        rescale_factor: factor on the 0-255 values, or None.
-        mean: per channel, subtracted after rescaling; None (with std) for no normalization.
-        std: per channel, divided by.
-    """
-
-    __pydantic_config__ = _STRICT
-    kind: Literal["native_size"]
-    splits: bool
-    shortest_edge: int
-    longest_edge: int
-    patch_size: int
-    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-    rescale_factor: float | None
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
-
-
-# One dataclass for each kind of preprocessing; `kind` tells them apart in JSON.
-ImagePreprocessing = FixedSizeImages | NativeSizeImages | PatchImages
-
-
-@dataclass(frozen=True, slots=True)
 class ImageTokens:
     """What an image becomes in the prompt, in place of its placeholder.
 
@@ -302,31 +200,6 @@ class ImageTokens:
     after: str
     merged: str
     merged_is_spaced: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinateTokens:
-    """Tokens for boxes and points in a prompt with images, and in answers.
-
-    A coordinate is one token: half of a pixel's row or column in the resized image, in decimal. In
-    text a box is "<box>y1, x1, y2, x2</box>" and a point "<point>x, y</point>", in pixels of the
-    user's picture.
-
-    Attributes:
-        box_open: the token that opens a box.
-        box_close: that closes it.
-        point_open: that opens a point.
-        point_close: that closes it.
-        prompt_end: text at the end of every prompt with images; a token by itself where it follows
-            a box or a point.
-    """
-
-    __pydantic_config__ = _STRICT
-    box_open: str
-    box_close: str
-    point_open: str
-    point_close: str
-    prompt_end: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,57 +228,6 @@ class PromptFormat:
     tokenization: Literal["whole", "chunks", "image_first"]
     add_special_tokens: bool
     coordinates: CoordinateTokens | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TextAnswers:
-    """Answers are text and nothing else.
-
-    Attributes:
-        kind: "text".
-    """
-
-    __pydantic_config__ = _STRICT
-    kind: Literal["text"]
-
-
-@dataclass(frozen=True, slots=True)
-class LocationTokenAnswers:
-    """Answers may name regions of the picture by tokens of their own.
-
-    A region is four location tokens <locNNNN> (y_min, x_min, y_max, x_max), no or
-    `codes_per_mask` segment tokens <segNNN>, and a label; ";" stands between regions.
-
-    Attributes:
-        kind: "location_tokens".
-        locations: parts of the picture's height, and of its width, that a location counts.
-        segment_codes: codes that a segment token may stand for.
-        codes_per_mask: segment tokens that describe a mask.
-
-    Source: google-research/big_vision, transfers/segmentation.py.
-    """
-
-    __pydantic_config__ = _STRICT
-    kind: Literal["location_tokens"]
-    locations: int
-    segment_codes: int
-    codes_per_mask: int
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinateAnswers:
-    """Answers may name boxes and points by the coordinate tokens of the prompt form.
-
-    Attributes:
-        kind: "coordinate_tokens".
-    """
-
-    __pydantic_config__ = _STRICT
-    kind: Literal["coordinate_tokens"]
-
-
-# One dataclass for each kind of answer; `kind` tells them apart in JSON.
-AnswerFormat = TextAnswers | LocationTokenAnswers | CoordinateAnswers
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,12 +120,12 @@ def transformers_parts(text: str, scale: float) -> list[Any]:
         if not is_location:
             parts.append(part)
             continue
-        numbers: Any = [float(number.strip()) for number in part.split(",")]
-        if len(numbers) == 2:
-            values = processing_fuyu.scale_point_to_transformed_image(*numbers, scale)
+        numbers: Any = [*(float(number.strip()) for number in part.split(",")), scale]
+        if len(numbers) == 3:
+            values = processing_fuyu.scale_point_to_transformed_image(*numbers)
         else:
-            values = processing_fuyu.scale_bbox_to_transformed_image(*numbers, scale)
-        parts.append((len(numbers), tuple(int(value) for value in values)))
+            values = processing_fuyu.scale_bbox_to_transformed_image(*numbers)
+        parts.append((len(values), tuple(int(value) for value in values)))
         joined = "".join(map(str, parts[-1][1]))
         assert joined in processing_fuyu.transform_within_tags(part, scale)
     return parts

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import skimage.data
 import transformers
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from support.fuyu_checkpoints import IMAGE_TOKEN_ID, FuyuRecipe, make_fuyu_checkpoint
+from support.photographs import PHOTOGRAPHS, photograph
 from tokenizers import Tokenizer
 
 from vlmport.contract import PatchImages
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from vlmport.export.family import ExportPlan
 
-PHOTOGRAPHS = ("china", "flower", "astronaut", "chelsea", "coffee", "rocket", "camera", "logo")
 # (width, height)
 SIZES = (
     (300, 300),
@@ -59,12 +57,6 @@ TEXTS = (
 def noise(width: int, height: int) -> Image.Image:
     generator = np.random.default_rng(width * 5000 + height)
     return Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8))
-
-
-def photograph(name: str) -> Image.Image:
-    is_sample = name in ("china", "flower")
-    array = load_sample_image(f"{name}.jpg") if is_sample else getattr(skimage.data, name)()
-    return load_image(Image.fromarray(array))
 
 
 class Side:
@@ -109,10 +101,10 @@ def turn(text: str, num_images: int) -> list[dict[str, str]]:
     return [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
 
 
-@pytest.mark.parametrize("name", PHOTOGRAPHS)
+@pytest.mark.parametrize("name", [name for names in PHOTOGRAPHS.values() for name in names])
 @pytest.mark.parametrize("text", TEXTS[:2])
 def test_photographs(full_size: Side, name: str, text: str) -> None:
-    full_size.check(turn(text, 1), [photograph(name)])
+    full_size.check(turn(text, 1), [load_image(photograph(name))])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -133,7 +125,7 @@ def test_texts_with_two_images(full_size: Side, text: str) -> None:
 
 def test_images_between_texts(full_size: Side) -> None:
     text, image = [{"type": "text", "text": "and this "}], [{"type": "image"}]
-    pictures = [noise(35, 90), noise(3000, 100), photograph("coffee")]
+    pictures = [noise(35, 90), noise(3000, 100), load_image(photograph("coffee.png"))]
     for content in (image + text + image + text + image, text + image * 2 + text + image):
         full_size.check(content, pictures)
     full_size.check(text + image, pictures[:1])

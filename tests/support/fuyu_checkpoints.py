@@ -46,6 +46,7 @@ class FuyuRecipe:
     max_width: int = 96
     rotary: float = 0.5
     theta: float = 25000.0
+    rope_factor: float | None = None
     qk_layernorm: bool = True
     numbers: int = 700
     max_length: int = 1024
@@ -128,6 +129,8 @@ def _config(recipe: FuyuRecipe, vocab_size: int) -> dict[str, Any]:
         "rope_theta": recipe.theta,
         "qk_layernorm": recipe.qk_layernorm,
     }
+    if recipe.rope_factor is not None:
+        text["rope_scaling"] = {"rope_type": "linear", "factor": recipe.rope_factor}
     config = {
         "model_type": "fuyu",
         "architectures": ["FuyuForCausalLM"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmport.contract import MASK_DECODER
+from vlmport.contract import IMAGE_GRAPHS, MASK_DECODER
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,8 +94,6 @@ def _image_tokens(form: ImageTokens) -> str:
 
 
 def _image_graphs(manifest: Manifest) -> str:
-    from vlmport.contract import IMAGE_GRAPHS
-
     absent = [name for name in IMAGE_GRAPHS if name not in manifest.image_graphs]
     note = f" (no {', '.join(absent)} graph)" if absent else ""
     return " > ".join(manifest.image_graphs) + note
@@ -104,6 +102,8 @@ def _image_graphs(manifest: Manifest) -> str:
 def _answers(manifest: Manifest) -> str:
     if manifest.answers.kind == "text":
         return "text"
+    if manifest.answers.kind == "coordinate_tokens":
+        return "text, boxes and points by coordinate tokens"
     has_masks = manifest.has_graph(MASK_DECODER)
     masks = f"masks by the graph {MASK_DECODER}" if has_masks else "no masks"
     return f"text, regions by location tokens, {masks}"
