@@ -24,10 +24,12 @@ class Checkpoint:
     Attributes:
         path: the folder.
         config: the parsed config.json.
+        prompt_template: name of the prompt form that the user chose; None to let the family choose.
     """
 
     path: Path
     config: dict[str, Any]
+    prompt_template: str | None = None
 
     @property
     def model_type(self) -> str:

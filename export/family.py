@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import vlmport.export.families as families_package
-from vlmport.errors import CheckpointError, close_matches
+from vlmport.errors import CheckpointError, ExportError, close_matches
 from vlmport.export.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
@@ -79,11 +79,14 @@ class Family:
         name: name in manifests.
         model_types: values of config.json's model_type that belong to it.
         plan: reads and checks a checkpoint of the family.
+        prompt_templates: names of prompt forms that a user may choose from, where checkpoints do
+            not carry their own.
     """
 
     name: str
     model_types: tuple[str, ...]
     plan: Callable[[Checkpoint], ExportPlan]
+    prompt_templates: tuple[str, ...] = ()
 
 
 def discover_families() -> dict[str, Family]:
@@ -96,11 +99,16 @@ def discover_families() -> dict[str, Family]:
     return found
 
 
-def plan_checkpoint(path: Path) -> tuple[Family, ExportPlan]:
+def plan_checkpoint(path: Path, prompt_template: str | None = None) -> tuple[Family, ExportPlan]:
     """Reads and checks a checkpoint of any known family.
+
+    Args:
+        path: its folder.
+        prompt_template: one of the family's `prompt_templates`; None to let the family choose.
 
     Raises:
         CheckpointError: if the folder, its model_type or its weights cannot be used.
+        ExportError: if the family has no such prompt template.
     """
     checkpoint = open_checkpoint(path)
     families = discover_families()
@@ -112,10 +120,30 @@ def plan_checkpoint(path: Path) -> tuple[Family, ExportPlan]:
         hint = close_matches(checkpoint.model_type, families)
         msg = f"{path}/config.json: {found}; {hint}"
         raise CheckpointError(msg)
+    if prompt_template is not None:
+        _check_prompt_template(path, family, prompt_template)
+        checkpoint = replace(checkpoint, prompt_template=prompt_template)
     return family, family.plan(checkpoint)
 
 
-def load_reference(path: Path) -> Reference:
-    """Loads the PyTorch model of a checkpoint, with its weights, in float32 on the CPU."""
-    _, plan = plan_checkpoint(path)
+def load_reference(path: Path, prompt_template: str | None = None) -> Reference:
+    """Loads the PyTorch model of a checkpoint, with its weights, in float32 on the CPU.
+
+    Args:
+        path: the checkpoint's folder.
+        prompt_template: as in `plan_checkpoint`.
+    """
+    _, plan = plan_checkpoint(path, prompt_template)
     return plan.reference()
+
+
+def _check_prompt_template(path: Path, family: Family, name: str) -> None:
+    if name in family.prompt_templates:
+        return
+    hint = (
+        close_matches(name, family.prompt_templates)
+        if family.prompt_templates
+        else f"checkpoints of the family {family.name} carry their own; leave it out"
+    )
+    msg = f"{path}: prompt template {name!r}; {hint}"
+    raise ExportError(msg)

@@ -20,10 +20,12 @@ __all__ = [
     "image_preprocessing",
     "load_image_processor",
     "load_tokenizer",
+    "processed_size",
     "special_tokens",
 ]
 
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
@@ -107,7 +109,12 @@ def load_image_processor(folder: Path, model_type: str, image_size: int) -> Any:
     Returns:
         A transformers image processor (their classes share no useful static type).
     """
-    from transformers import AutoImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
+    from transformers import (
+        AutoImageProcessor,
+        BitImageProcessorPil,
+        CLIPImageProcessorPil,
+        SiglipImageProcessorPil,
+    )
 
     if any(_has_image_processor(folder / name) for name in _IMAGE_PROCESSOR_FILES):
         try:
@@ -118,9 +125,20 @@ def load_image_processor(folder: Path, model_type: str, image_size: int) -> Any:
             msg = f"{folder}: the image processor cannot be loaded ({str(error).splitlines()[0]})"
             raise CheckpointError(msg) from error
     square = {"height": image_size, "width": image_size}
+    if model_type == "dinov2":  # released with pictures smaller than its position embedding
+        return BitImageProcessorPil(
+            size={"shortest_edge": 256}, image_mean=_IMAGENET_MEAN, image_std=_IMAGENET_STD
+        )
     if model_type == "clip_vision_model":
         return CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=square)
     return SiglipImageProcessorPil(size=square)
+
+
+def processed_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) of every picture that an image processor makes; None if they differ."""
+    resize = _resize(processor) if processor.do_resize else None
+    is_exact = resize is not None and resize.mode == "exact"
+    return _crop(processor) or ((resize.height, resize.width) if resize and is_exact else None)
 
 
 def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> FixedSizeImages:
@@ -137,9 +155,8 @@ def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> Fi
     mean = tuple(float(item) for item in processor.image_mean)
     std = tuple(float(item) for item in processor.image_std)
     resize = _resize(processor) if processor.do_resize else None
-    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
-    found = (crop["height"], crop["width"]) if crop else None
-    size = found or ((resize.height, resize.width) if resize and resize.mode == "exact" else None)
+    found = _crop(processor)
+    size = processed_size(processor)
     if size != (side, side):
         msg = (
             f"image processor: makes pictures of {size}, the vision tower takes {(side, side)}; "
@@ -163,6 +180,11 @@ def _has_image_processor(path: Path) -> bool:
         return False
     content = read_json(path)
     return "image_processor" in content or "image_processor_type" in content or "size" in content
+
+
+def _crop(processor: Any) -> tuple[int, int] | None:
+    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
+    return (int(crop["height"]), int(crop["width"])) if crop else None
 
 
 def _resize(processor: Any) -> Resize:

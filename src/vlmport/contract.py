@@ -236,6 +236,8 @@ class PromptFormat:
             tokenizes the text around each placeholder for itself and keeps the
             beginning-of-sequence token of the first chunk alone.
         add_special_tokens: whether the tokenizer's post-processor runs.
+        kept_with_images: tokens of a prompt with images that the model sees, counted from the
+            first, images included; the rest is cut off. None for all.
     """
 
     __pydantic_config__ = _STRICT
@@ -244,6 +246,7 @@ class PromptFormat:
     image_tokens: ImageTokens
     tokenization: Literal["whole", "chunks"]
     add_special_tokens: bool
+    kept_with_images: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,12 +291,15 @@ class SourceCheckpoint:
         name: folder name of the checkpoint, without its path.
         layout: the layout in which it was found.
         files: the files that were read, with their digests.
+        prompt_template: name of the prompt form that the export was told to take; "" for the one
+            that follows from the checkpoint.
     """
 
     __pydantic_config__ = _STRICT
     name: str
     layout: str
     files: tuple[FileEntry, ...]
+    prompt_template: str = ""
 
 
 @dataclass(frozen=True, slots=True)

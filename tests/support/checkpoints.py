@@ -11,7 +11,9 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from torch import nn
+from transformers.activations import ACT2FN
 
+from vlmport.export.reference_connectors import ReferenceInterleavedMlps
 from vlmport.export.wrappers.connectors import PerceiverResampler, mlp_connector
 
 if TYPE_CHECKING:
@@ -23,11 +25,21 @@ __all__ = [
     "make_checkpoint",
     "make_tokenizer",
     "random_weights",
+    "save_image_processor",
     "save_shards",
     "vision_config",
 ]
 
 VOCAB = 320
+# Today's names of transformers' modules -> those that Factory's checkpoints have: BLIP-2's Q-Former
+# is BERT there, and Dinov2 is that of transformers 4. The first come first.
+_THEN = {
+    "attention.attention.": "attention.self.",
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+}
 _IMAGE = 56
 _TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -49,11 +61,19 @@ class Recipe:
     tied: bool = False
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    window: int | None = None  # of the upper layer's attention, where the language model has one
+    layers: tuple[int, ...] = (-2,)  # hidden states of the tower; several in transformers' layout
+    activation: str = "gelu"  # of the projector in transformers' layout
+    max_prompt: int = 1024  # tokens of a prompt with images that are kept
 
     @property
     def name(self) -> str:
         parts = (self.layout, self.language_model, self.tower, self.connector, self.aspect)
-        return "-".join((*parts, self.select, "tied" if self.tied else "untied"))
+        ends = [self.select, "tied" if self.tied else "untied"]
+        ends += [f"window{self.window}"] if self.window else []
+        ends += [f"layers{self.layers}"] if len(self.layers) > 1 else []
+        ends += [self.activation] if self.activation != "gelu" else []
+        return "-".join((*parts, *ends))
 
 
 def make_tokenizer(folder: Path, extra: tuple[str, ...] = ()) -> None:
@@ -99,17 +119,30 @@ def make_checkpoint(folder: Path, recipe: Recipe) -> Path:
     folder.mkdir(parents=True)
     torch.manual_seed(recipe.seed)
     text, vision = _text_config(recipe), vision_config(recipe.tower)
-    tower = random_weights(transformers.AutoModel.from_config(vision))
+    if recipe.connector == "identity":
+        vision.hidden_size = text.hidden_size
+    tower = random_weights(tower_module(recipe.tower, vision))
     language_model = random_weights(transformers.AutoModelForCausalLM.from_config(text))
     connector = random_weights(
-        connector_module(recipe.connector, vision.hidden_size, text.hidden_size)
+        connector_module(
+            recipe.connector,
+            vision.hidden_size * len(recipe.layers),
+            text.hidden_size,
+            recipe.activation,
+        )
     )
     if recipe.layout == "transformers":
         _save_transformers(folder, recipe, text, vision, (tower, connector, language_model))
         return folder
     make_tokenizer(folder)
+    if recipe.tower == "mof":
+        # Its config.json is found by its name, as a released tower's would be in this repository.
+        (folder / "second").mkdir()
+        second = json.dumps(vision_config("dinov2").to_dict())
+        (folder / "second" / "config.json").write_text(second)
     config = _factory_config(recipe, text, vision)
     states = [_state(module, recipe.dtype) for module in (tower, connector, language_model)]
+    states[0] = _tower_state(recipe.tower, states[0])
     if recipe.tied:
         states[2].pop("lm_head.weight", None)
     if recipe.layout == "merged":
@@ -119,6 +152,8 @@ def make_checkpoint(folder: Path, recipe: Recipe) -> Path:
     else:
         config = _bench_config(folder, recipe, text, vision)
         _save_bench(folder, states)
+    if recipe.tower == "dinov2":
+        save_image_processor(folder, "dinov2")
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
 
@@ -138,6 +173,11 @@ def _text_config(recipe: Recipe) -> Any:
     }
     if recipe.language_model == "stablelm":
         sizes["use_qkv_bias"] = True
+    if recipe.language_model == "gemma":
+        sizes |= {"head_dim": 24, "num_key_value_heads": 1, "pad_token_id": 0}
+    if recipe.window:
+        window = {"use_sliding_window": True, "sliding_window": recipe.window}
+        sizes |= window | {"max_window_layers": 1}
     return transformers.AutoConfig.for_model(recipe.language_model, **sizes)
 
 
@@ -150,15 +190,65 @@ def vision_config(tower: str) -> Any:
         "image_size": _IMAGE,
         "patch_size": 14,
     }
-    return transformers.AutoConfig.for_model(f"{tower}_vision_model", **sizes)
+    if tower == "dinov2":
+        # A position embedding for 6 x 6 patches; pictures have 4 x 4, as in real checkpoints,
+        # where it is made for 37 x 37 and pictures have 16 x 16.
+        del sizes["intermediate_size"]
+        sizes |= {"image_size": 84, "mlp_ratio": 2}
+    name = {"mof": "clip_vision_model", "dinov2": "dinov2"}.get(tower, f"{tower}_vision_model")
+    return transformers.AutoConfig.for_model(name, **sizes)
 
 
-def connector_module(kind: str, vision_hidden_size: int, hidden_size: int) -> nn.Module:
+def tower_module(tower: str, config: Any) -> nn.Module:
+    """The tower; of a mixture both, under the names that Factory gives them."""
+    module: nn.Module = transformers.AutoModel.from_config(config)
+    if tower != "mof":
+        return module
+    second = transformers.AutoModel.from_config(vision_config("dinov2"))
+    return nn.ModuleDict({"clip": module, "dinov2": second})
+
+
+def connector_module(
+    kind: str, vision_hidden_size: int, hidden_size: int, activation: str = "gelu"
+) -> nn.Module:
+    if kind == "identity":
+        return nn.Identity()
     if kind == "linear":
         return nn.Linear(vision_hidden_size, hidden_size)
     if kind == "resampler":
         return PerceiverResampler(vision_hidden_size, hidden_size, 8, 2)
-    return mlp_connector(vision_hidden_size, hidden_size, int(kind[3]))
+    if kind == "mof_mlp":
+        return ReferenceInterleavedMlps(vision_hidden_size, hidden_size)
+    if kind == "qformer":
+        return query_transformer(vision_hidden_size, hidden_size, 8)
+    return mlp_connector(
+        vision_hidden_size, hidden_size, int(kind[3]), activation=lambda: ACT2FN[activation]
+    )
+
+
+def query_transformer(vision_hidden_size: int, hidden_size: int, num_queries: int) -> nn.Module:
+    """BERT's encoder with two heads of 64, in transformers' own modules, as Factory cuts it."""
+    config: Any = transformers.Blip2QFormerConfig(
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=160,
+        encoder_hidden_size=vision_hidden_size,
+        use_qformer_text_input=False,
+    )
+    module = nn.Module()
+    module.query_tokens = nn.Parameter(torch.zeros(1, num_queries, 128))
+    module.bert = nn.Module()
+    module.bert.encoder = transformers.Blip2QFormerModel(config).encoder
+    module.projector = nn.Linear(128, hidden_size)
+    return module
+
+
+_TABLES = ("embed_tokens", "position_embedding", "latents", "query_tokens", "cls_token")
+
+
+def _is_gemma(module: nn.Module) -> bool:
+    return getattr(getattr(module, "config", None), "model_type", "") == "gemma"
 
 
 def random_weights(module: nn.Module) -> nn.Module:
@@ -166,10 +256,12 @@ def random_weights(module: nn.Module) -> nn.Module:
     for name, parameter in module.named_parameters():
         is_norm = "norm" in name or "pre_layrnorm" in name
         with torch.no_grad():
-            if is_norm and name.endswith("weight"):
+            if (is_norm and name.endswith("weight")) or name.endswith("lambda1"):
                 parameter.uniform_(0.7, 1.3)
-            elif "embed_tokens" in name or "position_embedding" in name or "latents" in name:
-                parameter.normal_(0, 0.5)
+            elif any(part in name for part in _TABLES):
+                # Gemma scales its embeddings by the root of their length.
+                is_scaled = "embed_tokens" in name and _is_gemma(module)
+                parameter.normal_(0, 0.05 if is_scaled else 0.5)
             else:
                 parameter.normal_(0, 0.12 if parameter.ndim > 1 else 0.05)
     return module.eval()
@@ -178,7 +270,24 @@ def random_weights(module: nn.Module) -> nn.Module:
 def _state(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     # With duplicates: a tied head is there under its own name too, as in real checkpoints.
     parameters = module.named_parameters(remove_duplicate=False)
-    return {name: value.detach().to(dtype).clone() for name, value in parameters}
+    return {_stored(name): value.detach().to(dtype).clone() for name, value in parameters}
+
+
+def _stored(name: str) -> str:
+    """A parameter's name of today as the versions wrote it that Factory trains with."""
+    for today, then in _THEN.items():
+        name = name.replace(today, then)
+    return name
+
+
+def _tower_state(tower: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names below `_vision_tower.`; CLIP and SigLIP had a module `vision_model` then."""
+    if tower == "dinov2":
+        return state
+    if tower != "mof":
+        return _prefixed("vision_model.", state)
+    clip = {f"clip.vision_model.{k[5:]}": v for k, v in state.items() if k.startswith("clip.")}
+    return clip | {k: v for k, v in state.items() if k.startswith("dinov2.")}
 
 
 def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -187,7 +296,7 @@ def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 def _save_merged(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
     merged = (
-        _prefixed("vision_tower._vision_tower.vision_model.", states[0])
+        _prefixed("vision_tower._vision_tower.", states[0])
         | _prefixed("connector._connector.", states[1])
         | _prefixed("language_model.", states[2])
     )
@@ -209,7 +318,7 @@ def save_shards(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 def _save_separate(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
     parts = {
-        "vision_tower": _prefixed("vision_model.", states[0]),
+        "vision_tower": states[0],
         "connector": _prefixed("_connector.", states[1]),
         "language_model": states[2],
     }
@@ -221,7 +330,7 @@ def _save_separate(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
 
 def _save_bench(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
     state = (
-        _prefixed("model.vision_tower.vision_tower.vision_model.", states[0])
+        _prefixed("model.vision_tower.vision_tower.", states[0])
         | _prefixed("model.mm_projector.", states[1])
         | states[2]
     )
@@ -244,7 +353,8 @@ def _factory_config(recipe: Recipe, text: Any, vision: Any) -> dict[str, Any]:
         "num_queries": 8,
         "num_resampler_layers": 2,
         "image_token_index": -200,
-        "tokenizer_model_max_length": 1024,
+        "tokenizer_model_max_length": recipe.max_prompt,
+        **({"vision_model_name_or_path2": "mof:second"} if recipe.tower == "mof" else {}),
     }
 
 
@@ -276,7 +386,8 @@ def _save_transformers(
         vision_config=vision,
         image_token_index=image_token,
         vision_feature_select_strategy=strategy,
-        vision_feature_layer=-2,
+        vision_feature_layer=recipe.layers[0] if len(recipe.layers) == 1 else list(recipe.layers),
+        projector_hidden_act=recipe.activation,
     )
     model: Any = transformers.LlavaForConditionalGeneration(config)
     tower, connector, language_model = (part.state_dict() for part in parts)
@@ -287,10 +398,21 @@ def _save_transformers(
     model.model.language_model.load_state_dict(body)
     model.lm_head.weight.data = language_model["lm_head.weight"]
     model.save_pretrained(folder)
+    save_image_processor(folder, recipe.tower)
+
+
+def save_image_processor(folder: Path, tower: str) -> None:
+    """Writes preprocessor_config.json as the tower was released with, at the small size."""
     square = {"height": _IMAGE, "width": _IMAGE}
+    if tower == "dinov2":
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        transformers.BitImageProcessorPil(
+            size={"shortest_edge": 64}, crop_size=square, image_mean=mean, image_std=std
+        ).save_pretrained(folder)
+        return
     image_processor: Any = (
         transformers.CLIPImageProcessorPil(size={"shortest_edge": _IMAGE}, crop_size=square)
-        if recipe.tower == "clip"
+        if tower in ("clip", "mof")
         else transformers.SiglipImageProcessorPil(size=square)
     )
     image_processor.save_pretrained(folder)

@@ -55,12 +55,15 @@ class ExportOptions:
         bundle: folder to write.
         max_length: most tokens of a sequence; None for what the model supports.
         overwrite: whether an existing bundle is replaced.
+        prompt_template: name of the prompt form; None for the one that follows from the
+            checkpoint.
     """
 
     checkpoint: Path
     bundle: Path
     max_length: int | None = None
     overwrite: bool = False
+    prompt_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +94,13 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
     started = time.monotonic()
     _check_target(options)
     progress.start("reading the checkpoint")
-    family, plan = plan_checkpoint(options.checkpoint)
+    family, plan = plan_checkpoint(options.checkpoint, options.prompt_template)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
     models = [_traced(graph, progress) for graph in plan.graphs]
     progress.finish()
     workspace = _workspace(options.bundle)
     try:
-        manifest = _write(workspace, options.checkpoint, family.name, plan, models, progress)
+        manifest = _write(workspace, options, family.name, plan, models, progress)
         if options.bundle.exists():
             shutil.rmtree(options.bundle)
         workspace.rename(options.bundle)
@@ -155,12 +158,13 @@ def _workspace(bundle: Path) -> Path:
 
 def _write(
     folder: Path,
-    checkpoint: Path,
+    options: ExportOptions,
     family: str,
     plan: ExportPlan,
     models: list[ir.Model],
     progress: Progress,
 ) -> Manifest:
+    checkpoint = options.checkpoint
     progress.start("writing weights", sum(weight_bytes(model) for model in models))
     specs = []
     for graph, model in zip(plan.graphs, models, strict=True):
@@ -190,6 +194,7 @@ def _write(
             checkpoint.resolve().name,
             plan.layout,
             tuple(file_entry(checkpoint, path) for path in plan.source_files),
+            options.prompt_template or "",
         ),
         tools=_tool_versions(),
         files=tuple(file_entry(folder, path) for path in sorted(folder.iterdir())),

@@ -23,6 +23,14 @@ def export_command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle.")] = False,
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Form of prompts that the model was trained on; else it follows from the "
+            "checkpoint. An unknown name lists those that there are.",
+        ),
+    ] = None,
 ) -> None:
     """Turn a [bold]checkpoint[/bold] into a [bold]bundle[/bold] of ONNX graphs.
 
@@ -33,7 +41,13 @@ def export_command(
     """
     from vlmport.api.export import ExportOptions, export
 
-    options = ExportOptions(checkpoint, bundle, max_length=max_length, overwrite=overwrite)
+    options = ExportOptions(
+        checkpoint,
+        bundle,
+        max_length=max_length,
+        overwrite=overwrite,
+        prompt_template=prompt_template,
+    )
     with RichProgress() as progress:
         report = export(options, progress)
     size = sum(entry.size for entry in report.manifest.files)
