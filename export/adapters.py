@@ -106,7 +106,7 @@ def merge_adapters(
     config = read_json(folder / ADAPTER_CONFIG)
     _check_plain(folder, config)
     prefixed = [(f"base_model.model.{old}", new) for old, new in rules]
-    own = without_wrappers(collect_tensors(files, (*prefixed, *rules)))
+    own = without_wrappers(collect_tensors(files, (*prefixed, ("base_model.model.", ""), *rules)))
     merged = dict(found)
     factors: dict[str, dict[str, Entry]] = {}
     for name, entry in own.items():

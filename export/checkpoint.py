@@ -36,6 +36,32 @@ class Checkpoint:
         """config.json's model_type, "" if it has none."""
         return str(self.config.get("model_type", ""))
 
+    def needed(self, name: str) -> Any:
+        """A value of config.json.
+
+        Raises:
+            CheckpointError: if it is missing or null.
+        """
+        if self.config.get(name) is None:
+            msg = (
+                f"{self.path}/config.json: has no {name!r}; expected the config.json that the "
+                "training run wrote"
+            )
+            raise CheckpointError(msg)
+        return self.config[name]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """An object of config.json.
+
+        Raises:
+            CheckpointError: if it is missing or no object.
+        """
+        section = self.needed(name)
+        if not isinstance(section, dict):
+            msg = f"{self.path}/config.json: {name!r} is not an object; download it again"
+            raise CheckpointError(msg)
+        return section
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a checkpoint folder without reading weights.

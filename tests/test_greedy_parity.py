@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.checkpoints import Recipe, make_checkpoint
+from support.parity_cases import mixed_cases
 from support.parity_rows import check_parity_row
 
-from vlmport.api.builtin_cases import Case
 from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress
 from vlmport.runtime import VisionLanguageModel
@@ -21,11 +19,6 @@ if TYPE_CHECKING:
 
 # fp32 logits against transformers, absolute; measured 2e-6 to 7e-6 on these models.
 LOGITS_TOLERANCE = 1e-4
-QUESTIONS = (
-    "How many shapes are there? Which colour? And why do you think so?",
-    "What is in the picture?",
-    "Compare them.",
-)
 FAST = (
     Recipe("llama", "siglip", "mlp2x_gelu", "square", "patch", "merged"),
     Recipe("llama", "clip", "linear", "pad", "cls_patch", "merged", tied=True),
@@ -80,25 +73,6 @@ NEW_SLOW = (
     Recipe("gemma", "dinov2", "identity", "pad", "patch", "merged"),
     Recipe("llama", "clip", "mlp2x_gelu", "square", "patch", "transformers", activation="silu"),
 )
-
-
-def pictures() -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    sizes = ((61, 83), (100, 31), (28, 28))
-    return [Image.fromarray(generator.integers(0, 256, (*s, 3), np.uint8)) for s in sizes]
-
-
-def mixed_cases() -> tuple[Case, ...]:
-    """Prompts with 0, 1 and 2 images."""
-    images = pictures()
-    return tuple(
-        Case(
-            f"{count} images",
-            (*({"type": "image"} for _ in range(count)), {"type": "text", "text": question}),
-            tuple(images[:count]),
-        )
-        for count, question in enumerate(QUESTIONS)
-    )
 
 
 @pytest.mark.parametrize(

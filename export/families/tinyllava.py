@@ -23,7 +23,7 @@ from vlmport.contract import (
     ImageTokens,
     PromptFormat,
 )
-from vlmport.errors import CheckpointError, close_matches
+from vlmport.errors import CheckpointError, ExportError, close_matches
 from vlmport.export.adapters import (
     ADAPTER_CONFIG,
     adapter_files,
@@ -116,21 +116,21 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
 
 def _bench_choices(checkpoint: Checkpoint) -> _Choices:
     text = _language_config(checkpoint, checkpoint.config, _BENCH_TYPES[checkpoint.model_type])
-    named = str(_needed(checkpoint, "mm_vision_tower"))
+    named = str(checkpoint.needed("mm_vision_tower"))
     is_copy = named.lower().endswith("-siglip")
     tower = known_tower(checkpoint.path, _BENCH_SIGLIP if is_copy else named)
     names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature")
-    kind, layer, select = (_needed(checkpoint, name) for name in names)
+    kind, layer, select = (checkpoint.needed(name) for name in names)
     return _Choices("bench", text, tower, None, str(kind), int(layer), str(select))
 
 
 def _factory_choices(checkpoint: Checkpoint) -> _Choices:
     config, path = checkpoint.config, checkpoint.path
-    text_section = _section(checkpoint, "text_config")
+    text_section = checkpoint.section("text_config")
     text = _language_config(checkpoint, text_section, str(text_section.get("model_type", "")))
-    vision_section = _section(checkpoint, "vision_config")
+    vision_section = checkpoint.section("vision_config")
     tower = tower_config(path, vision_section)
-    kind = str(_needed(checkpoint, "connector_type"))
+    kind = str(checkpoint.needed("connector_type"))
     named = str(config.get("vision_model_name_or_path") or "")
     second = None
     # Factory finds its tower class by the part of the name before a colon: "mof:openai/clip-...".
@@ -273,6 +273,12 @@ def _template_name(checkpoint: Checkpoint, plan: PartsPlan) -> str:
 
 
 def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
+    if checkpoint.prompt_template is not None:
+        msg = (
+            f"{checkpoint.path}: a checkpoint of this layout brings its own prompt form; leave "
+            "--prompt-template out"
+        )
+        raise ExportError(msg)
     config = transformers.LlavaConfig(**_without_model_type(checkpoint.config))
     # The config class declares them as dictionaries too, which it turns into configs.
     text: Any = config.text_config
@@ -363,24 +369,6 @@ def _check_language_model(checkpoint: Checkpoint, model_type: str) -> None:
             f"{close_matches(model_type, _LANGUAGE_MODELS)}"
         )
         raise CheckpointError(msg)
-
-
-def _needed(checkpoint: Checkpoint, name: str) -> Any:
-    if checkpoint.config.get(name) is None:
-        msg = (
-            f"{checkpoint.path}/config.json: has no {name!r}; expected the config.json that the "
-            "training run wrote"
-        )
-        raise CheckpointError(msg)
-    return checkpoint.config[name]
-
-
-def _section(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    section = _needed(checkpoint, name)
-    if not isinstance(section, dict):
-        msg = f"{checkpoint.path}/config.json: {name!r} is not an object; download it again"
-        raise CheckpointError(msg)
-    return section
 
 
 def _without_model_type(section: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,10 @@ class Projector(nn.Module):
         both = (vision_features, vision_features_2)
         features = [one for one in both if one is not None]
         image_features = cast("torch.Tensor", self.connector(*features))
-        return image_features if self._scale is None else image_features * self._scale
+        if self._scale is not None:
+            return image_features * self._scale
+        # An output that is an input itself, as nn.Identity gives it, would lose the input's name.
+        return image_features.clone() if image_features is vision_features else image_features
 
 
 def mlp_connector(

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from support.checkpoint_layouts import (
+    save_bench,
+    save_merged,
+    save_separate,
+    save_shards,
+    stored_state,
+    tower_state,
+)
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from torch import nn
 from transformers.activations import ACT2FN
@@ -31,15 +38,6 @@ __all__ = [
 ]
 
 VOCAB = 320
-# Today's names of transformers' modules -> those that Factory's checkpoints have: BLIP-2's Q-Former
-# is BERT there, and Dinov2 is that of transformers 4. The first come first.
-_THEN = {
-    "attention.attention.": "attention.self.",
-    ".attention.q_proj.": ".attention.attention.query.",
-    ".attention.k_proj.": ".attention.attention.key.",
-    ".attention.v_proj.": ".attention.attention.value.",
-    ".attention.o_proj.": ".attention.output.dense.",
-}
 _IMAGE = 56
 _TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -141,19 +139,19 @@ def make_checkpoint(folder: Path, recipe: Recipe) -> Path:
         second = json.dumps(vision_config("dinov2").to_dict())
         (folder / "second" / "config.json").write_text(second)
     config = _factory_config(recipe, text, vision)
-    states = [_state(module, recipe.dtype) for module in (tower, connector, language_model)]
-    states[0] = _tower_state(recipe.tower, states[0])
+    states = [stored_state(module, recipe.dtype) for module in (tower, connector, language_model)]
+    states[0] = tower_state(recipe.tower, states[0])
     if recipe.tied:
         states[2].pop("lm_head.weight", None)
     if recipe.layout == "merged":
-        _save_merged(folder, states)
+        save_merged(folder, states)
     elif recipe.layout == "separate":
-        _save_separate(folder, states)
+        save_separate(folder, states)
     else:
         config = _bench_config(folder, recipe, text, vision)
-        _save_bench(folder, states)
-    if recipe.tower == "dinov2":
-        save_image_processor(folder, "dinov2")
+        save_bench(folder, states)
+    if recipe.tower.startswith("dinov2"):
+        save_image_processor(folder, recipe.tower)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
 
@@ -190,12 +188,13 @@ def vision_config(tower: str) -> Any:
         "image_size": _IMAGE,
         "patch_size": 14,
     }
-    if tower == "dinov2":
+    if tower.startswith("dinov2"):
         # A position embedding for 6 x 6 patches; pictures have 4 x 4, as in real checkpoints,
         # where it is made for 37 x 37 and pictures have 16 x 16.
         del sizes["intermediate_size"]
-        sizes |= {"image_size": 84, "mlp_ratio": 2}
-    name = {"mof": "clip_vision_model", "dinov2": "dinov2"}.get(tower, f"{tower}_vision_model")
+        sizes |= {"image_size": 84, "mlp_ratio": 2, "use_swiglu_ffn": tower.endswith("giant")}
+    own = {"mof": "clip_vision_model", "dinov2": "dinov2", "dinov2-giant": "dinov2"}
+    name = own.get(tower, f"{tower}_vision_model")
     return transformers.AutoConfig.for_model(name, **sizes)
 
 
@@ -267,76 +266,6 @@ def random_weights(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def _state(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    # With duplicates: a tied head is there under its own name too, as in real checkpoints.
-    parameters = module.named_parameters(remove_duplicate=False)
-    return {_stored(name): value.detach().to(dtype).clone() for name, value in parameters}
-
-
-def _stored(name: str) -> str:
-    """A parameter's name of today as the versions wrote it that Factory trains with."""
-    for today, then in _THEN.items():
-        name = name.replace(today, then)
-    return name
-
-
-def _tower_state(tower: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names below `_vision_tower.`; CLIP and SigLIP had a module `vision_model` then."""
-    if tower == "dinov2":
-        return state
-    if tower != "mof":
-        return _prefixed("vision_model.", state)
-    clip = {f"clip.vision_model.{k[5:]}": v for k, v in state.items() if k.startswith("clip.")}
-    return clip | {k: v for k, v in state.items() if k.startswith("dinov2.")}
-
-
-def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {prefix + name: value for name, value in state.items()}
-
-
-def _save_merged(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
-    merged = (
-        _prefixed("vision_tower._vision_tower.", states[0])
-        | _prefixed("connector._connector.", states[1])
-        | _prefixed("language_model.", states[2])
-    )
-    save_shards(folder, merged)
-
-
-def save_shards(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    """Writes two safetensors shards and their index."""
-    names = sorted(state)
-    half = len(names) // 2
-    shards = {"model-00001-of-00002.safetensors": names[:half]}
-    shards["model-00002-of-00002.safetensors"] = names[half:]
-    for file, keys in shards.items():
-        save_file({key: state[key].contiguous() for key in keys}, folder / file)
-    weight_map = {key: file for file, keys in shards.items() for key in keys}
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def _save_separate(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
-    parts = {
-        "vision_tower": states[0],
-        "connector": _prefixed("_connector.", states[1]),
-        "language_model": states[2],
-    }
-    for name, state in parts.items():
-        (folder / name).mkdir()
-        torch.save(state, folder / name / "pytorch_model.bin")
-        (folder / name / "config.json").write_text("{}")
-
-
-def _save_bench(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
-    state = (
-        _prefixed("model.vision_tower.vision_tower.", states[0])
-        | _prefixed("model.mm_projector.", states[1])
-        | states[2]
-    )
-    torch.save(state, folder / "pytorch_model.bin")
-
-
 def _factory_config(recipe: Recipe, text: Any, vision: Any) -> dict[str, Any]:
     return {
         "model_type": "tinyllava",
@@ -404,7 +333,7 @@ def _save_transformers(
 def save_image_processor(folder: Path, tower: str) -> None:
     """Writes preprocessor_config.json as the tower was released with, at the small size."""
     square = {"height": _IMAGE, "width": _IMAGE}
-    if tower == "dinov2":
+    if tower.startswith("dinov2"):
         mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
         transformers.BitImageProcessorPil(
             size={"shortest_edge": 64}, crop_size=square, image_mean=mean, image_std=std
