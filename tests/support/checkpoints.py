@@ -46,6 +46,10 @@ _TEXT = (
 )
 
 
+# Fields of a config; a tuple, so that recipes can be compared and printed.
+Sizes = tuple[tuple[str, Any], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What a checkpoint is made of."""
@@ -63,6 +67,9 @@ class Recipe:
     layers: tuple[int, ...] = (-2,)  # hidden states of the tower; several in transformers' layout
     activation: str = "gelu"  # of the projector in transformers' layout
     max_prompt: int = 1024  # tokens of a prompt with images that are kept
+    text: Sizes = ()  # of the language model, beside or in place of the small ones
+    vision: Sizes = ()  # of the tower, likewise
+    seen: int = _IMAGE  # pixels of a side that a Dinov2 tower's processor makes
 
     @property
     def name(self) -> str:
@@ -116,9 +123,10 @@ def make_checkpoint(folder: Path, recipe: Recipe) -> Path:
     """
     folder.mkdir(parents=True)
     torch.manual_seed(recipe.seed)
-    text, vision = _text_config(recipe), vision_config(recipe.tower)
+    text, vision = _text_config(recipe), vision_config(recipe.tower, recipe.vision)
     if recipe.connector == "identity":
         vision.hidden_size = text.hidden_size
+    assert vision.hidden_size % vision.num_attention_heads == 0
     tower = random_weights(tower_module(recipe.tower, vision))
     language_model = random_weights(transformers.AutoModelForCausalLM.from_config(text))
     connector = random_weights(
@@ -136,7 +144,7 @@ def make_checkpoint(folder: Path, recipe: Recipe) -> Path:
     if recipe.tower == "mof":
         # Its config.json is found by its name, as a released tower's would be in this repository.
         (folder / "second").mkdir()
-        second = json.dumps(vision_config("dinov2").to_dict())
+        second = json.dumps(_second_config(vision).to_dict())
         (folder / "second" / "config.json").write_text(second)
     config = _factory_config(recipe, text, vision)
     states = [stored_state(module, recipe.dtype) for module in (tower, connector, language_model)]
@@ -151,7 +159,7 @@ def make_checkpoint(folder: Path, recipe: Recipe) -> Path:
         config = _bench_config(folder, recipe, text, vision)
         save_bench(folder, states)
     if recipe.tower.startswith("dinov2"):
-        save_image_processor(folder, recipe.tower)
+        save_image_processor(folder, recipe.tower, recipe.seen)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
 
@@ -176,11 +184,11 @@ def _text_config(recipe: Recipe) -> Any:
     if recipe.window:
         window = {"use_sliding_window": True, "sliding_window": recipe.window}
         sizes |= window | {"max_window_layers": 1}
-    return transformers.AutoConfig.for_model(recipe.language_model, **sizes)
+    return transformers.AutoConfig.for_model(recipe.language_model, **sizes | dict(recipe.text))
 
 
-def vision_config(tower: str) -> Any:
-    sizes = {
+def vision_config(tower: str, sizes_instead: Sizes = ()) -> Any:
+    sizes: dict[str, Any] = {
         "hidden_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
@@ -193,6 +201,7 @@ def vision_config(tower: str) -> Any:
         # where it is made for 37 x 37 and pictures have 16 x 16.
         del sizes["intermediate_size"]
         sizes |= {"image_size": 84, "mlp_ratio": 2, "use_swiglu_ffn": tower.endswith("giant")}
+    sizes |= dict(sizes_instead)
     own = {"mof": "clip_vision_model", "dinov2": "dinov2", "dinov2-giant": "dinov2"}
     name = own.get(tower, f"{tower}_vision_model")
     return transformers.AutoConfig.for_model(name, **sizes)
@@ -203,8 +212,14 @@ def tower_module(tower: str, config: Any) -> nn.Module:
     module: nn.Module = transformers.AutoModel.from_config(config)
     if tower != "mof":
         return module
-    second = transformers.AutoModel.from_config(vision_config("dinov2"))
+    second = transformers.AutoModel.from_config(_second_config(config))
     return nn.ModuleDict({"clip": module, "dinov2": second})
+
+
+def _second_config(first: Any) -> Any:
+    """Of the Dinov2 tower beside a CLIP tower."""
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+    return vision_config("dinov2", tuple((name, getattr(first, name)) for name in sizes))
 
 
 def connector_module(
@@ -327,20 +342,20 @@ def _save_transformers(
     model.model.language_model.load_state_dict(body)
     model.lm_head.weight.data = language_model["lm_head.weight"]
     model.save_pretrained(folder)
-    save_image_processor(folder, recipe.tower)
+    save_image_processor(folder, recipe.tower, vision.image_size)
 
 
-def save_image_processor(folder: Path, tower: str) -> None:
-    """Writes preprocessor_config.json as the tower was released with, at the small size."""
-    square = {"height": _IMAGE, "width": _IMAGE}
+def save_image_processor(folder: Path, tower: str, side: int = _IMAGE) -> None:
+    """Writes preprocessor_config.json as the tower was released with, at a small size."""
+    square = {"height": side, "width": side}
     if tower.startswith("dinov2"):
         mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
         transformers.BitImageProcessorPil(
-            size={"shortest_edge": 64}, crop_size=square, image_mean=mean, image_std=std
+            size={"shortest_edge": side + 8}, crop_size=square, image_mean=mean, image_std=std
         ).save_pretrained(folder)
         return
     image_processor: Any = (
-        transformers.CLIPImageProcessorPil(size={"shortest_edge": _IMAGE}, crop_size=square)
+        transformers.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
         if tower in ("clip", "mof")
         else transformers.SiglipImageProcessorPil(size=square)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -55,11 +55,12 @@ def encoder_of(checkpoint: Path, template: str | None = None) -> PromptEncoder:
     return PromptEncoder(plan.tokenizer, plan.prompt, plan.special_tokens)
 
 
-def chat(*turns: tuple[str, int, str]) -> tuple[Message, ...]:
-    return tuple(
-        Message(role, (*(ImagePart() for _ in range(images)), TextPart(text)))
-        for role, images, text in turns
-    )
+def chat(*turns: tuple[Literal["user", "assistant"], int, str]) -> tuple[Message, ...]:
+    messages = []
+    for role, images, text in turns:
+        places: list[ImagePart | TextPart] = [ImagePart() for _ in range(images)]
+        messages.append(Message(role, (*places, TextPart(text))))
+    return tuple(messages)
 
 
 @pytest.mark.parametrize("name", ENDS)

@@ -73,7 +73,8 @@ def test_photographs_and_prompts_are_prepared_as_by_transformers(
     paths = [PHOTOS[index], PHOTOS[(index + 3) % len(PHOTOS)]][: 1 + index % 2]
     images = [prepare_image(load_image(path), plan.image) for path in paths]
     rgb = [Image.open(path).convert("RGB") for path in paths]
-    content = (*(ImagePart() for _ in paths), TextPart(question))
+    places: list[ImagePart | TextPart] = [ImagePart() for _ in paths]
+    content = (*places, TextPart(question))
     encoder = PromptEncoder(plan.tokenizer, plan.prompt, plan.special_tokens)
     found = encoder.encode((Message("user", content),), [image.layout for image in images])
     if recipe.layout == "transformers":
