@@ -68,13 +68,7 @@ def choose_connector(
     """
     vision, hidden = lengths
     if kind == "identity":
-        if vision != hidden:
-            msg = (
-                f"{checkpoint.path}/config.json: connector 'identity' between vision features of "
-                f"length {vision} and embeddings of length {hidden}; expected equal lengths"
-            )
-            raise CheckpointError(msg)
-        return _same(nn.Identity, None)
+        return _identity(checkpoint, vision, hidden)
     if kind == "linear":
         return _same(lambda: nn.Linear(vision, hidden), None)
     depth = re.fullmatch(r"mlp(\d+)x_gelu", kind)
@@ -93,19 +87,28 @@ def choose_connector(
         )
     if kind == "qformer":
         sizes = QueryTransformerSizes(found, _PREFIX)
-        arguments = (vision, hidden, queries, sizes)
+        form = (vision, hidden, queries, sizes)
+        load = load_query_transformer
         return Connector(
-            lambda: QueryTransformer(*arguments),
+            lambda: QueryTransformer(*form),
             queries,
-            lambda store: load_query_transformer(
-                ReferenceQueryTransformer(*arguments), _PREFIX, store
-            ),
+            lambda store: load(ReferenceQueryTransformer(*form), _PREFIX, store),
         )
     msg = (
         f"{checkpoint.path}/config.json: connector {kind!r} is not supported; "
         f"{close_matches(kind, _KINDS)}"
     )
     raise CheckpointError(msg)
+
+
+def _identity(checkpoint: Checkpoint, vision: int, hidden: int) -> Connector:
+    if vision != hidden:
+        msg = (
+            f"{checkpoint.path}/config.json: connector 'identity' between vision features of "
+            f"length {vision} and embeddings of length {hidden}; expected equal lengths"
+        )
+        raise CheckpointError(msg)
+    return _same(nn.Identity, None)
 
 
 def _same(build: Callable[[], nn.Module], tokens: int | None) -> Connector:

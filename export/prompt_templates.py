@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["PLACEHOLDER", "PROMPT_TEMPLATES", "TURN_ENDS", "role_lines_template"]
+__all__ = [
+    "PLACEHOLDER",
+    "PROMPT_TEMPLATES",
+    "TURN_ENDS",
+    "role_lines_template",
+    "template_name",
+]
 
 # Stands for one image in a rendered prompt.
 PLACEHOLDER = "<image>"
@@ -70,6 +76,26 @@ TURN_ENDS = {
 PROMPT_TEMPLATES = {
     name: _conversation(end) if end else _captions() for name, end in TURN_ENDS.items()
 }
+
+
+def template_name(model_type: str, named: str, eos_token: str) -> str:
+    """The prompt form that a language model is trained with, where a checkpoint does not say it.
+
+    Args:
+        model_type: of the language model's config.
+        named: name or path of the language model that the training began with; "" if unknown.
+        eos_token: text of the tokenizer's end-of-sequence token.
+
+    Returns:
+        A name of `PROMPT_TEMPLATES`.
+    """
+    if model_type != "qwen2":
+        return {"stablelm": "phi"}.get(model_type, model_type)
+    # A released name decides; after a local path the end of sequence does.
+    is_released = "qwen2" in named.lower()
+    is_chat = eos_token == TURN_ENDS["qwen2_instruct"]
+    is_instruct = "instruct" in named.lower() if is_released else is_chat
+    return "qwen2_instruct" if is_instruct else "qwen2_base"
 
 
 def role_lines_template(placeholder: str) -> str:

@@ -31,7 +31,7 @@ from vlmport.export.adapters import (
     without_wrappers,
 )
 from vlmport.export.checkpoint import Checkpoint, weight_files
-from vlmport.export.connectors import INTERLEAVED, choose_connector
+from vlmport.export.connectors import INTERLEAVED, Connector, choose_connector
 from vlmport.export.family import ExportPlan, Family
 from vlmport.export.hf_reference import WholeModelReference
 from vlmport.export.key_prefixes import (
@@ -56,6 +56,7 @@ from vlmport.export.prompt_templates import (
     PROMPT_TEMPLATES,
     TURN_ENDS,
     role_lines_template,
+    template_name,
 )
 from vlmport.export.split_reference import SplitReference, load_module
 from vlmport.export.towers import current_names, known_tower, paired_tower, seen_side, tower_config
@@ -159,27 +160,13 @@ def _plan_factory(checkpoint: Checkpoint, choices: _Choices) -> ExportPlan:
             "known: patch, cls_patch"
         )
         raise CheckpointError(msg)
-    drops_first = choices.select == "patch"
     found, files = _factory_tensors(checkpoint, choices)
     processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
     side = seen_side(tower, processed_size(processor))
     lengths = (int(tower.hidden_size), int(text.hidden_size))
-    patches = num_vision_tokens(tower, drop_first_token=drops_first, side=side)
+    patches = num_vision_tokens(tower, drop_first_token=choices.select == "patch", side=side)
     connector = choose_connector(checkpoint, choices.connector, lengths, patches, found)
-    parts = Parts(
-        text,
-        tower,
-        choices.layer,
-        drops_first,
-        connector.build,
-        connector.tokens,
-        head_bias=True,
-        second_tower=choices.second_tower,
-        side=side,
-        # transformers 4, which these checkpoints were trained with, scaled Gemma's inputs_embeds
-        # in the decoder, image features among them; transformers 5 scales in the embedding.
-        image_scale=text.hidden_size**0.5 if text.model_type == "gemma" else None,
-    )
+    parts = _factory_parts(choices, connector, side)
     store = match_parts(checkpoint.path, parts, found)
     plan = PartsPlan(checkpoint, parts, processor, store, files, pads=aspect == "pad")
     prompt, special = _factory_prompt(checkpoint, plan)
@@ -191,7 +178,7 @@ def _plan_factory(checkpoint: Checkpoint, choices: _Choices) -> ExportPlan:
             pad_colour=plan.image.pad_to_square,
             vision_tower=load_module(parts.build_tower(), TOWER, store),
             feature_layer=choices.layer,
-            drop_first_token=drops_first,
+            drop_first_token=parts.drop_first_token,
             connector=connector.reference(store),
             language_model=load_module(parts.build_language_model("sdpa"), LANGUAGE_MODEL, store),
             tokenizer=plan.tokenizer,
@@ -204,6 +191,24 @@ def _plan_factory(checkpoint: Checkpoint, choices: _Choices) -> ExportPlan:
     towers = _short(tower) if parts.second_tower is None else f"{_short(tower)} + dinov2"
     parts_named = f"{text.model_type} + {towers}, {choices.connector}, {aspect}, {choices.select}"
     return plan.finish(choices.layout, parts_named, prompt, special, reference)
+
+
+def _factory_parts(choices: _Choices, connector: Connector, side: int) -> Parts:
+    text = choices.text
+    return Parts(
+        text,
+        choices.tower,
+        choices.layer,
+        choices.select == "patch",
+        connector.build,
+        connector.tokens,
+        head_bias=True,
+        second_tower=choices.second_tower,
+        side=side,
+        # transformers 4, which these checkpoints were trained with, scaled Gemma's inputs_embeds
+        # in the decoder, image features among them; transformers 5 scales in the embedding.
+        image_scale=text.hidden_size**0.5 if text.model_type == "gemma" else None,
+    )
 
 
 def _factory_tensors(
@@ -247,8 +252,10 @@ def _image_aspect(checkpoint: Checkpoint) -> str:
 
 def _factory_prompt(checkpoint: Checkpoint, plan: PartsPlan) -> tuple[PromptFormat, SpecialTokens]:
     """The template of the training scripts, and what ends an answer under it."""
-    name = checkpoint.prompt_template or _template_name(checkpoint, plan)
     special = special_tokens(checkpoint.path, plan.tokenizer, None)
+    named = str(checkpoint.config.get("llm_model_name_or_path") or "")
+    derived = template_name(plan.parts.text.model_type, named, special.eos_token)
+    name = checkpoint.prompt_template or derived
     # Factory stops at the template's end too, by its text.
     end = cast("Any", plan.tokenizer).get_vocab().get(TURN_ENDS[name])
     if end is not None and end not in special.eos_token_ids:
@@ -260,18 +267,6 @@ def _factory_prompt(checkpoint: Checkpoint, plan: PartsPlan) -> tuple[PromptForm
     return PromptFormat(template, PLACEHOLDER, tokens, "chunks", True, kept), special
 
 
-def _template_name(checkpoint: Checkpoint, plan: PartsPlan) -> str:
-    """The --conv_version of Factory's scripts for this language model (scripts/train)."""
-    model_type = str(plan.parts.text.model_type)
-    if model_type != "qwen2":
-        return {"stablelm": "phi"}.get(model_type, model_type)
-    named = str(checkpoint.config.get("llm_model_name_or_path") or "").lower()
-    is_chat = cast("Any", plan.tokenizer).eos_token == TURN_ENDS["qwen2_instruct"]
-    # A name of Qwen's own decides; after a local path the tokenizer's end does.
-    is_instruct = "instruct" in named if "qwen2" in named else is_chat
-    return "qwen2_instruct" if is_instruct else "qwen2_base"
-
-
 def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
     if checkpoint.prompt_template is not None:
         msg = (
@@ -280,34 +275,8 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
         )
         raise ExportError(msg)
     config = transformers.LlavaConfig(**_without_model_type(checkpoint.config))
-    # The config class declares them as dictionaries too, which it turns into configs.
-    text: Any = config.text_config
-    tower: Any = config.vision_config
-    _check_language_model(checkpoint, text.model_type)
-    strategy, layers = config.vision_feature_select_strategy, config.vision_feature_layer
-    activation = str(config.projector_hidden_act)
-    if activation not in ACT2FN:
-        msg = (
-            f"{checkpoint.path}/config.json: projector_hidden_act {activation!r}; "
-            f"{close_matches(activation, list(ACT2FN))}"
-        )
-        raise CheckpointError(msg)
-    vision_length = tower.hidden_size * (1 if isinstance(layers, int) else len(layers))
-    parts = Parts(
-        text,
-        tower,
-        layers,
-        strategy == "default",
-        lambda: mlp_connector(
-            vision_length,
-            text.hidden_size,
-            2,
-            bias=config.multimodal_projector_bias,
-            activation=lambda: ACT2FN[activation],
-        ),
-        None,
-        head_bias=False,  # LlavaForConditionalGeneration builds its head without one
-    )
+    parts = _transformers_parts(checkpoint, config)
+    tower, strategy = parts.tower, config.vision_feature_select_strategy
     processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
     files = weight_files(checkpoint.path)
     store = match_parts(checkpoint.path, parts, collect_tensors(files, LLAVA_PARTS))
@@ -344,8 +313,39 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
             tokens,
         )
 
-    variant = f"{text.model_type} + {_short(tower)}, mlp2x_{activation}, {strategy}"
+    kind = f"mlp2x_{config.projector_hidden_act}"
+    variant = f"{parts.text.model_type} + {_short(tower)}, {kind}, {strategy}"
     return plan.finish("transformers", variant, prompt, tokens, reference)
+
+
+def _transformers_parts(checkpoint: Checkpoint, config: transformers.LlavaConfig) -> Parts:
+    # The config class declares them as dictionaries too, which it turns into configs.
+    text: Any = config.text_config
+    tower: Any = config.vision_config
+    _check_language_model(checkpoint, text.model_type)
+    layers, activation = config.vision_feature_layer, str(config.projector_hidden_act)
+    if activation not in ACT2FN:
+        msg = (
+            f"{checkpoint.path}/config.json: projector_hidden_act {activation!r}; "
+            f"{close_matches(activation, list(ACT2FN))}"
+        )
+        raise CheckpointError(msg)
+    vision_length = tower.hidden_size * (1 if isinstance(layers, int) else len(layers))
+    return Parts(
+        text,
+        tower,
+        layers,
+        config.vision_feature_select_strategy == "default",
+        lambda: mlp_connector(
+            vision_length,
+            text.hidden_size,
+            2,
+            bias=config.multimodal_projector_bias,
+            activation=lambda: ACT2FN[activation],
+        ),
+        None,
+        head_bias=False,  # LlavaForConditionalGeneration builds its head without one
+    )
 
 
 def _language_config(

@@ -15,9 +15,12 @@ from support.checkpoints import Recipe
 from vlmport.errors import CheckpointError
 from vlmport.export.derived_weights import LowRankSum
 from vlmport.export.family import plan_checkpoint
+from vlmport.export.tensor_store import StoredTensor
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 ALL_PARTS = ("language_model", "vision_tower", "connector")
 EPSILON = float(np.finfo(np.float32).eps)
@@ -92,6 +95,34 @@ def test_blocks_of_rows_are_the_rows_of_the_whole(tmp_path: Path) -> None:
     name = f"{LAST_Q}.weight"
     blocks = [store.read_rows(name, start, start + 32) for start in (0, 32, 64)]
     np.testing.assert_allclose(np.concatenate(blocks), store.read(name), rtol=0, atol=EPSILON)
+
+
+class CountingFile:
+    """A file of one matrix that notes which rows are read."""
+
+    def __init__(self, path: Path, array: NDArray[np.float32]) -> None:
+        self.path = path
+        self.tensors = {"": StoredTensor("", array.dtype, array.shape)}
+        self.read: list[tuple[int, int]] = []
+        self._array = array
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        del name
+        self.read.append((start, stop))
+        return self._array[start:stop]
+
+
+def test_only_the_rows_of_a_block_are_read(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shapes = ((1000, 50), (4, 50), (1000, 4))
+    arrays = [generator.standard_normal(shape).astype(np.float32) for shape in shapes]
+    weight, down, up = (CountingFile(tmp_path, array) for array in arrays)
+    merged = LowRankSum((weight, ""), (down, ""), (up, ""), 0.5)
+    found = merged.read_rows("", 10, 20)
+    exact = arrays[0].astype(np.float64) + 0.5 * arrays[2].astype(np.float64) @ arrays[1]
+    np.testing.assert_allclose(found, exact[10:20], rtol=0, atol=8 * EPSILON)
+    assert weight.read == up.read == [(10, 20)]
+    assert down.read == [(0, 4)]
 
 
 @pytest.fixture

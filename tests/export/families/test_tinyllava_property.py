@@ -104,7 +104,7 @@ def text_sizes(draw: st.DrawFn, language_model: str) -> tuple[tuple[str, object]
     derandomize=True,
     database=None,
     phases=[Phase.generate],  # shrinking would export dozens of models more
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow],
 )
 @given(recipe=recipes())
 def test_drawn_configurations_equal_transformers(recipe: Recipe) -> None:
