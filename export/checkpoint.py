@@ -24,15 +24,43 @@ class Checkpoint:
     Attributes:
         path: the folder.
         config: the parsed config.json.
+        prompt_template: name of the prompt form that the user chose; None to let the family choose.
     """
 
     path: Path
     config: dict[str, Any]
+    prompt_template: str | None = None
 
     @property
     def model_type(self) -> str:
         """config.json's model_type, "" if it has none."""
         return str(self.config.get("model_type", ""))
+
+    def needed(self, name: str) -> Any:
+        """A value of config.json.
+
+        Raises:
+            CheckpointError: if it is missing or null.
+        """
+        if self.config.get(name) is None:
+            msg = (
+                f"{self.path}/config.json: has no {name!r}; expected the config.json that the "
+                "training run wrote"
+            )
+            raise CheckpointError(msg)
+        return self.config[name]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """An object of config.json.
+
+        Raises:
+            CheckpointError: if it is missing or no object.
+        """
+        section = self.needed(name)
+        if not isinstance(section, dict):
+            msg = f"{self.path}/config.json: {name!r} is not an object; download it again"
+            raise CheckpointError(msg)
+        return section
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

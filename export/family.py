@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import vlmport.export.families as families_package
@@ -96,11 +96,14 @@ class Family:
         name: name in manifests.
         model_types: values of config.json's model_type that belong to it.
         plan: reads and checks a checkpoint of the family.
+        prompt_templates: names of prompt forms that a user may choose from, where checkpoints do
+            not carry their own.
     """
 
     name: str
     model_types: tuple[str, ...]
     plan: Callable[[Checkpoint], ExportPlan]
+    prompt_templates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +167,20 @@ def discover_families(family_file: Path | None = None) -> FoundFamilies:
     return FoundFamilies(_by_model_type(found), tuple(broken))
 
 
-def plan_checkpoint(path: Path, family_file: Path | None = None) -> tuple[Family, ExportPlan]:
+def plan_checkpoint(
+    path: Path, family_file: Path | None = None, prompt_template: str | None = None
+) -> tuple[Family, ExportPlan]:
     """Reads and checks a checkpoint of any known family.
 
     Args:
         path: folder of the checkpoint.
         family_file: Python file that defines one more family; it is run.
+        prompt_template: one of the family's `prompt_templates`; None to let the family choose.
 
     Raises:
         CheckpointError: if the folder, its model_type or its weights cannot be used.
-        ExportError: if the family file cannot be used, or two families claim the model_type.
+        ExportError: if the family file cannot be used, two families claim the model_type, or the
+            family has no such prompt template.
     """
     checkpoint = open_checkpoint(path)
     families = discover_families(family_file)
@@ -186,17 +193,23 @@ def plan_checkpoint(path: Path, family_file: Path | None = None) -> tuple[Family
         faults = f"; families that cannot be used: {'; '.join(families.broken)}"
         msg = f"{path}/config.json: {found}; {hint}{faults if families.broken else ''}"
         raise CheckpointError(msg)
+    if prompt_template is not None:
+        _check_prompt_template(path, family, prompt_template)
+        checkpoint = replace(checkpoint, prompt_template=prompt_template)
     return family, family.plan(checkpoint)
 
 
-def load_reference(path: Path, family_file: Path | None = None) -> Reference:
+def load_reference(
+    path: Path, family_file: Path | None = None, prompt_template: str | None = None
+) -> Reference:
     """Loads the PyTorch model of a checkpoint, with its weights, in float32 on the CPU.
 
     Args:
         path: folder of the checkpoint.
         family_file: as `plan_checkpoint` takes it.
+        prompt_template: as `plan_checkpoint` takes it.
     """
-    _, plan = plan_checkpoint(path, family_file)
+    _, plan = plan_checkpoint(path, family_file, prompt_template)
     return plan.reference()
 
 
@@ -220,3 +233,15 @@ def _by_model_type(
             if not any(family is other for other, _ in claims):
                 entries[model_type] = (*claims, (family, origin))
     return entries
+
+
+def _check_prompt_template(path: Path, family: Family, name: str) -> None:
+    if name in family.prompt_templates:
+        return
+    hint = (
+        close_matches(name, family.prompt_templates)
+        if family.prompt_templates
+        else f"checkpoints of the family {family.name} carry their own; leave it out"
+    )
+    msg = f"{path}: prompt template {name!r}; {hint}"
+    raise ExportError(msg)

@@ -59,7 +59,9 @@ class WholeModelReference:
     def _vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         config = self.model.config
         output = self.model.model.vision_tower(pixel_values, output_hidden_states=True)
-        hidden: torch.Tensor = output.hidden_states[config.vision_feature_layer]
+        layers = config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else layers
+        hidden = torch.cat([output.hidden_states[layer] for layer in layers], dim=-1)
         return hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
 
     @torch.no_grad()

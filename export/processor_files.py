@@ -20,6 +20,7 @@ __all__ = [
     "image_preprocessing",
     "load_image_processor",
     "load_tokenizer",
+    "processed_size",
     "resample_name",
     "saved_image_processor",
     "special_tokens",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
@@ -127,11 +129,15 @@ def load_image_processor(folder: Path, model_type: str, image_size: int) -> Any:
     Returns:
         A transformers image processor (their classes share no useful static type).
     """
-    from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+    from transformers import BitImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
     if (saved := saved_image_processor(folder)) is not None:
         return saved
     square = {"height": image_size, "width": image_size}
+    if model_type == "dinov2":  # released with pictures smaller than its position embedding
+        return BitImageProcessorPil(
+            size={"shortest_edge": 256}, image_mean=_IMAGENET_MEAN, image_std=_IMAGENET_STD
+        )
     if model_type == "clip_vision_model":
         return CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=square)
     return SiglipImageProcessorPil(size=square)
@@ -154,6 +160,13 @@ def saved_image_processor(folder: Path) -> Any | None:
         raise CheckpointError(msg) from error
 
 
+def processed_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) of every picture that an image processor makes; None if they differ."""
+    resize = _resize(processor) if processor.do_resize else None
+    is_exact = resize is not None and resize.mode == "exact"
+    return _crop(processor) or ((resize.height, resize.width) if resize and is_exact else None)
+
+
 def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> FixedSizeImages:
     """Writes an image processor's settings down for the runtime.
 
@@ -168,9 +181,8 @@ def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> Fi
     mean = tuple(float(item) for item in processor.image_mean)
     std = tuple(float(item) for item in processor.image_std)
     resize = _resize(processor) if processor.do_resize else None
-    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
-    found = (crop["height"], crop["width"]) if crop else None
-    size = found or ((resize.height, resize.width) if resize and resize.mode == "exact" else None)
+    found = _crop(processor)
+    size = processed_size(processor)
     if size != (side, side):
         msg = (
             f"image processor: makes pictures of {size}, the vision tower takes {(side, side)}; "
@@ -199,6 +211,11 @@ def _has_image_processor(path: Path) -> bool:
 def resample_name(processor: Any) -> str:
     """The manifest's name of an image processor's filter."""
     return _RESAMPLE_NAMES[int(processor.resample)]
+
+
+def _crop(processor: Any) -> tuple[int, int] | None:
+    crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
+    return (int(crop["height"]), int(crop["width"])) if crop else None
 
 
 def _resize(processor: Any) -> Resize:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from vlmport.export.reference import IMAGE_TOKEN, ReferenceAnswer
+from vlmport.export.wrappers.vision import feature_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -41,6 +42,8 @@ class SplitReference:
         tokenizer: the checkpoint's.
         prompt: the prompt form, rendered by transformers' own chat templates.
         special_tokens: ids with a meaning.
+        second_tower: sees the same pixels; the connector takes both features.
+        image_scale: factor of the connector's result; None for none.
     """
 
     image_processor: Any  # transformers' image processors share no useful static type
@@ -53,6 +56,8 @@ class SplitReference:
     tokenizer: PreTrainedTokenizerBase
     prompt: PromptFormat
     special_tokens: SpecialTokens
+    second_tower: PreTrainedModel | None = None
+    image_scale: float | None = None
 
     def image_inputs(self, image: Image.Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture: pixel_values float32 [1, 3, height, width]."""
@@ -64,9 +69,12 @@ class SplitReference:
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """What a graph before the decoder computes; see `Reference.run`."""
         if graph == "vision_encoder":
-            return {"vision_features": _numpy(self._vision(_tensor(inputs, "pixel_values")))}
+            features = self._vision(_tensor(inputs, "pixel_values"))
+            return {feature_name(index): _numpy(one) for index, one in enumerate(features)}
         if graph == "projector":
-            return {"image_features": _numpy(self.connector(_tensor(inputs, "vision_features")))}
+            names = [feature_name(index) for index in range(len(self._towers))]
+            projected = self._project([_tensor(inputs, name) for name in names])
+            return {"image_features": _numpy(projected)}
         embed = cast("Any", self.language_model.get_input_embeddings())
         return {"inputs_embeds": _numpy(embed(_tensor(inputs, "input_ids")))}
 
@@ -81,23 +89,36 @@ class SplitReference:
         # chunk 0, image 0, chunk 1, image 1, ..., last chunk
         for image, chunk in zip(images, chunks[1:], strict=True):
             pixels = _tensor(self.image_inputs(image), "pixel_values")
-            features = self.connector(self._vision(pixels))
+            features = self._project(self._vision(pixels))
             ids += [IMAGE_TOKEN] * features.shape[1] + chunk
             parts += [features, embed(torch.tensor([chunk], dtype=torch.int64))]
-        embeds = torch.cat(parts, dim=1)
+        # Where the training code cuts: after merging, prompts with images alone.
+        kept = self.prompt.kept_with_images if images else None
+        embeds = torch.cat(parts, dim=1)[:, :kept]
         return generated(
             self.language_model,
             self.tokenizer,
-            np.array(ids, np.int64),
+            np.array(ids[:kept], np.int64),
             {"inputs_embeds": embeds, "attention_mask": torch.ones(embeds.shape[:2]).long()},
             max_new_tokens,
             self.special_tokens.eos_token_ids,
         )
 
-    def _vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        output = cast("Any", self.vision_tower)(pixel_values, output_hidden_states=True)
-        hidden: torch.Tensor = output.hidden_states[self.feature_layer]
-        return hidden[:, 1:] if self.drop_first_token else hidden
+    @property
+    def _towers(self) -> list[PreTrainedModel]:
+        return [tower for tower in (self.vision_tower, self.second_tower) if tower is not None]
+
+    def _vision(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        features = []
+        for tower in self._towers:
+            output = cast("Any", tower)(pixel_values, output_hidden_states=True)
+            hidden: torch.Tensor = output.hidden_states[self.feature_layer]
+            features.append(hidden[:, 1:] if self.drop_first_token else hidden)
+        return features
+
+    def _project(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        projected = cast("torch.Tensor", self.connector(*features))
+        return projected if self.image_scale is None else projected * self.image_scale
 
     def _chunks(self, messages: Sequence[dict[str, Any]]) -> list[list[int]]:
         """Token ids of the text around the placeholders, as Factory's tokenizer_image_token.
@@ -158,16 +179,26 @@ def generated(
     return ReferenceAnswer(prompt_ids, token_ids, logits, text)
 
 
-def load_module(module: ModuleT, prefix: str, store: TensorStore) -> ModuleT:
+def load_module(
+    module: ModuleT,
+    prefix: str,
+    store: TensorStore,
+    stored_name: Callable[[str], str] = str,
+) -> ModuleT:
     """Gives a module its weights from a store, in float32.
 
     Args:
         module: built on the CPU.
         prefix: what the store's names have before the module's own ("vision_tower.").
         store: tensors of the checkpoint; parameters it leaves out keep their initial values.
+        stored_name: the module's own name of a parameter -> its name in the store.
     """
-    names = [name for name in module.state_dict() if prefix + name in store.entries]
-    state = {name: torch.from_numpy(store.read(prefix + name).astype(np.float32)) for name in names}
+    names = {name: prefix + stored_name(name) for name in module.state_dict()}
+    state = {
+        name: torch.from_numpy(store.read(stored).astype(np.float32))
+        for name, stored in names.items()
+        if stored in store.entries
+    }
     module.load_state_dict(state, strict=False)
     module.eval()
     return module

@@ -66,7 +66,10 @@ class StoredTensor:
 class WeightFile(Protocol):
     """One file of weights."""
 
-    path: Path
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     from vlmport.runtime.request import GenerationResult, Piece
 
 __all__ = ["VisionLanguageModel"]
+
+_log = logging.getLogger(__name__)
+_CUT = (
+    "prompt: the last %d tokens were cut off, because the model's training code keeps the first %d "
+    "of a prompt with images; shorten the prompt or give fewer images"
+)
 
 
 class VisionLanguageModel:
@@ -227,13 +234,16 @@ class VisionLanguageModel:
         images = [self.prepare(image) for image in request.images]
         prompt = self._encoder.encode(messages, [image.layout for image in images])
         check_length(prompt, self.manifest.dimensions.max_length)
+        if prompt.num_cut:
+            _log.warning(_CUT, prompt.num_cut, len(prompt.input_ids))
         # An image token's own embedding is replaced; its id may lie outside of the table.
         text_ids = np.where(prompt.image_mask, 0, prompt.input_ids)
         embeds = self.inputs_embeds(text_ids[None])[0]
         if images:
             # One image at a time: the result of an image does not depend on its neighbours.
-            features = [self.image_features(image) for image in images]
-            embeds = fuse_image_features(embeds, prompt.image_mask, np.concatenate(features))
+            features = np.concatenate([self.image_features(image) for image in images])
+            seen = features[: prompt.image_tokens]  # fewer where the prompt was cut
+            embeds = fuse_image_features(embeds, prompt.image_mask, seen)
         sizes = tuple(image.size for image in images)
         return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started, sizes)
 

@@ -40,12 +40,14 @@ class EncodedPrompt:
         input_ids: int64 [sequence_length].
         image_mask: bool [sequence_length], True where an image feature takes the embedding's place.
         num_images: images that the prompt has places for.
+        num_cut: tokens that were cut off at the end, as `PromptFormat.kept_with_images` asks.
     """
 
     text: str
     input_ids: NDArray[np.int64]
     image_mask: NDArray[np.bool_]
     num_images: int
+    num_cut: int = 0
 
     @property
     def image_tokens(self) -> int:
@@ -116,7 +118,9 @@ class PromptEncoder:
         if not len(input_ids):
             msg = "messages: the rendered prompt is empty; give it some text"
             raise InputError(msg)
-        return EncodedPrompt(text, input_ids, mask, len(layouts))
+        kept = self._prompt.kept_with_images if layouts else None
+        num_cut = 0 if kept is None else max(0, len(ids) - kept)
+        return EncodedPrompt(text, input_ids[:kept], mask[:kept], len(layouts), num_cut)
 
     def _render(self, messages: tuple[Message, ...]) -> str:
         if not messages:

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.checkpoints import Recipe, make_checkpoint
+from support.parity_cases import mixed_cases
+from support.parity_rows import check_parity_row
 
 from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress
-from vlmport.export.family import load_reference
-from vlmport.runtime import Request, VisionLanguageModel
+from vlmport.runtime import VisionLanguageModel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
 # fp32 logits against transformers, absolute; measured 2e-6 to 7e-6 on these models.
 LOGITS_TOLERANCE = 1e-4
-NEW_TOKENS = 64
-QUESTIONS = (
-    "How many shapes are there? Which colour? And why do you think so?",
-    "What is in the picture?",
-    "Compare them.",
-)
 FAST = (
     Recipe("llama", "siglip", "mlp2x_gelu", "square", "patch", "merged"),
     Recipe("llama", "clip", "linear", "pad", "cls_patch", "merged", tied=True),
@@ -64,61 +55,34 @@ SLOW = tuple(
 )
 
 
-class Steps:
-    """Keeps the logits of a batch of one."""
-
-    def __init__(self) -> None:
-        self.logits: list[NDArray[np.float32]] = []
-
-    def append(self, logits: NDArray[np.float32]) -> None:
-        self.logits.append(logits[0].copy())
-
-
-def pictures() -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    sizes = ((61, 83), (100, 31), (28, 28))
-    return [Image.fromarray(generator.integers(0, 256, (*s, 3), np.uint8)) for s in sizes]
-
-
-def check_parity(checkpoint: Path, bundle: Path, max_new_tokens: int = NEW_TOKENS) -> float:
-    """Compares a batch of three prompts with 0, 1 and 2 images, and each prompt alone."""
-    reference, model = load_reference(checkpoint), VisionLanguageModel.load(bundle)
-    images = pictures()
-    for image in images:
-        expected = reference.image_inputs(image)["pixel_values"]
-        np.testing.assert_array_equal(model.prepare(image).inputs["pixel_values"], expected)
-    requests = [
-        Request(prompt=question, images=tuple(images[:count]), max_new_tokens=max_new_tokens)
-        for count, question in enumerate(QUESTIONS)
-    ]
-    batched = model.generate_batch(requests)
-    worst = 0.0
-    for request, in_batch in zip(requests, batched, strict=True):
-        own_images = images[: len(request.images)]
-        answer = reference.greedy(as_messages(request), own_images, max_new_tokens)
-        steps = Steps()
-        alone = model.generate(
-            prompt=request.prompt,
-            images=own_images,
-            max_new_tokens=max_new_tokens,
-            on_logits=steps.append,
-        )
-        assert in_batch.token_ids == alone.token_ids == tuple(answer.token_ids)
-        assert in_batch.text == alone.text == answer.text
-        worst = max(worst, float(np.abs(np.array(steps.logits) - answer.logits).max()))
-    return worst
-
-
-def as_messages(request: Request) -> list[dict[str, Any]]:
-    content: list[dict[str, str]] = [{"type": "image"} for _ in request.images]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": request.prompt}]}]
+NEW = (
+    Recipe("gemma", "siglip", "identity", "square", "patch", "merged", tied=True),
+    Recipe("qwen2", "dinov2", "qformer", "square", "patch", "merged", window=24),
+    Recipe("llama", "mof", "mof_mlp", "pad", "patch", "merged"),
+    Recipe("qwen2", "siglip", "mlp2x_gelu", "square", "patch", "transformers", layers=(-2, -3, 1)),
+)
+NEW_SLOW = (
+    Recipe("gemma", "clip", "mlp2x_gelu", "pad", "cls_patch", "separate", dtype=torch.bfloat16),
+    Recipe("qwen2", "siglip", "mlp2x_gelu", "square", "patch", "merged", tied=True),
+    Recipe("qwen2", "clip", "linear", "square", "cls_patch", "separate"),
+    Recipe("llama", "siglip", "qformer", "pad", "cls_patch", "separate"),
+    Recipe("phi", "dinov2", "mlp2x_gelu", "square", "cls_patch", "merged", dtype=torch.float16),
+    Recipe("stablelm", "dinov2", "resampler", "pad", "patch", "separate"),
+    Recipe("phi", "mof", "mof_mlp", "square", "cls_patch", "separate"),
+    Recipe("stablelm", "clip", "identity", "square", "cls_patch", "merged"),
+    Recipe("gemma", "dinov2", "identity", "pad", "patch", "merged"),
+    Recipe("llama", "clip", "mlp2x_gelu", "square", "patch", "transformers", activation="silu"),
+)
 
 
 @pytest.mark.parametrize(
     "recipe",
     [
-        *(pytest.param(recipe, id=recipe.name) for recipe in FAST),
-        *(pytest.param(recipe, id=recipe.name, marks=pytest.mark.slow) for recipe in SLOW),
+        *(pytest.param(recipe, id=recipe.name) for recipe in (*FAST, *NEW)),
+        *(
+            pytest.param(recipe, id=recipe.name, marks=pytest.mark.slow)
+            for recipe in (*SLOW, *NEW_SLOW)
+        ),
     ],
 )
 def test_tokens_equal_transformers(recipe: Recipe, tmp_path: Path) -> None:
@@ -130,7 +94,9 @@ def test_tokens_equal_transformers(recipe: Recipe, tmp_path: Path) -> None:
     assert kinds <= operators.keys()
     assert operators["Attention"] == 2
     assert not {"Pow", "ReduceMean", "Neg"} & operators.keys()
-    assert check_parity(checkpoint, bundle) <= LOGITS_TOLERANCE
+    assert "Resize" not in report.manifest.graph("vision_encoder").operators
+    row = check_parity_row("tinyllava", recipe.name, checkpoint, bundle, mixed_cases())
+    assert row.logits_error <= LOGITS_TOLERANCE
 
 
 @pytest.mark.slow
@@ -139,7 +105,9 @@ def test_smollm2_answers_as_transformers_does(tmp_path: Path) -> None:
 
     checkpoint = make_smollm_checkpoint(tmp_path / "checkpoint")
     export(ExportOptions(checkpoint, tmp_path / "bundle"), SilentProgress())
-    assert check_parity(checkpoint, tmp_path / "bundle") <= LOGITS_TOLERANCE
+    bundle = tmp_path / "bundle"
+    row = check_parity_row("tinyllava", "SmolLM2-135M", checkpoint, bundle, mixed_cases())
+    assert row.logits_error <= LOGITS_TOLERANCE
     answer = VisionLanguageModel.load(tmp_path / "bundle", verify=False).generate(
         prompt="What is the capital of France?", max_new_tokens=16
     )

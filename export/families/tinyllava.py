@@ -13,119 +13,65 @@ https://github.com/DLCV-BUAA/TinyLLaVABench, transformers models/llava; Zhou et 
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import transformers
-from torch import nn
+from transformers.activations import ACT2FN
 
 from vlmport.contract import (
-    AttentionForm,
-    GenerationDefaults,
     ImageTokens,
-    ModelDimensions,
     PromptFormat,
 )
-from vlmport.errors import CheckpointError, close_matches
+from vlmport.errors import CheckpointError, ExportError, close_matches
+from vlmport.export.adapters import (
+    ADAPTER_CONFIG,
+    adapter_files,
+    merge_adapters,
+    without_wrappers,
+)
 from vlmport.export.checkpoint import Checkpoint, weight_files
+from vlmport.export.connectors import INTERLEAVED, Connector, choose_connector
 from vlmport.export.family import ExportPlan, Family
 from vlmport.export.hf_reference import WholeModelReference
-from vlmport.export.parts import Parts, part_store
+from vlmport.export.key_prefixes import (
+    LANGUAGE_MODEL,
+    LLAVA_PARTS,
+    SEPARATE_FOLDERS,
+    TOWER,
+    TOWER_2,
+    UNDERSCORED_PARTS,
+    UNIFIED_MODEL,
+)
+from vlmport.export.parts import Parts, match_parts
+from vlmport.export.parts_plan import PartsPlan
 from vlmport.export.processor_files import (
     chat_template,
-    fast_tokenizer,
-    image_preprocessing,
     load_image_processor,
-    load_tokenizer,
+    processed_size,
     special_tokens,
 )
+from vlmport.export.prompt_templates import (
+    PLACEHOLDER,
+    PROMPT_TEMPLATES,
+    TURN_ENDS,
+    role_lines_template,
+    template_name,
+)
 from vlmport.export.split_reference import SplitReference, load_module
-from vlmport.export.towers import known_tower, tower_config
-from vlmport.export.wrappers.connectors import PerceiverResampler, mlp_connector
+from vlmport.export.towers import current_names, known_tower, paired_tower, seen_side, tower_config
+from vlmport.export.weight_match import collect_tensors
+from vlmport.export.wrappers.connectors import mlp_connector
+from vlmport.export.wrappers.vision import num_vision_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PretrainedConfig
 
     from vlmport.contract import SpecialTokens
     from vlmport.export.reference import Reference
     from vlmport.export.tensor_store import WeightFile
-    from vlmport.export.weight_match import PrefixRule
 
 __all__ = ["FAMILY"]
-
-# tinyllava/data/template/base.py; the templates of all language models differ in eos_token alone.
-_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-)
-# A turn with pictures starts with one placeholder line for each; Factory itself takes one.
-_FACTORY_TEMPLATE = (
-    "{{ '" + _SYSTEM.replace("'", "\\'") + "' }}"
-    "{%- for message in messages %}"
-    "{%- set turn = namespace(images='', text='') %}"
-    "{%- if message['content'] is string %}{% set turn.text = message['content'] %}"
-    "{%- else %}{%- for part in message['content'] %}"
-    "{%- if part['type'] == 'image' %}{% set turn.images = turn.images + '<image>\\n' %}"
-    "{%- else %}{% set turn.text = turn.text + part['text'] %}{%- endif %}"
-    "{%- endfor %}{%- endif %}"
-    "{%- if message['role'] == 'user' %}"
-    "{%- if turn.images %}{% set turn.text = (turn.images + turn.text | trim) | trim %}{%- endif %}"
-    "{{ 'USER: ' + turn.text + ' ' }}"
-    "{%- elif message['role'] == 'assistant' %}"
-    "{{ 'ASSISTANT: ' + turn.text + eos_token }}"
-    "{%- else %}{{ raise_exception('this prompt form has a system message of its own; "
-    "found a message of role ' + message['role']) }}{%- endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{%- endif %}"
-)
-_PLACEHOLDER = "<image>"
-# For LlavaForConditionalGeneration checkpoints without a chat template: the form of LLaVA 1.5.
-_BARE_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{ message['role'] | upper + ': ' }}"
-    "{%- if message['content'] is string %}{{ message['content'] }}"
-    "{%- else %}{%- for part in message['content'] %}"
-    "{{ '<image>\\n' if part['type'] == 'image' else part['text'] }}"
-    "{%- endfor %}{%- endif %}"
-    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{%- endif %}"
-)
-
-_TOWER, _LM = "vision_tower.", "language_model."
-_MERGED: tuple[PrefixRule, ...] = (
-    ("vision_tower._vision_tower.vision_model.", _TOWER),
-    ("vision_tower._vision_tower.", _TOWER),
-    ("connector._connector.", "connector."),
-)
-_SEPARATE: dict[str, tuple[PrefixRule, ...]] = {
-    "language_model": (("", _LM),),
-    "vision_tower": (
-        ("_vision_tower.vision_model.", _TOWER),
-        ("_vision_tower.", _TOWER),
-        ("vision_model.", _TOWER),
-        ("", _TOWER),
-    ),
-    "connector": (("_connector.", "connector."), ("", "connector.")),
-}
-_BENCH: tuple[PrefixRule, ...] = (
-    ("model.vision_tower.vision_tower.vision_model.", _TOWER),
-    ("model.vision_tower.vision_tower.", _TOWER),
-    ("model.mm_projector.", "connector."),
-    ("model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
-)
-_HF_PROJECTOR = (("linear_1.", "connector.0."), ("linear_2.", "connector.2."))
-_TRANSFORMERS: tuple[PrefixRule, ...] = (
-    ("model.vision_tower.vision_model.", _TOWER),
-    ("model.vision_tower.", _TOWER),
-    ("vision_tower.vision_model.", _TOWER),
-    *((f"{m}multi_modal_projector.{o}", n) for m in ("model.", "") for o, n in _HF_PROJECTOR),
-    ("model.language_model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
-)
 
 # TinyLLaVABench's model types, by the language model that their config extends.
 _BENCH_TYPES = {
@@ -135,117 +81,210 @@ _BENCH_TYPES = {
 }
 # TinyLLaVABench finetuned this tower and names its copies "...-SigLIP".
 _BENCH_SIGLIP = "google/siglip-so400m-patch14-384"
-_CONNECTORS = ("linear", "mlp2x_gelu", "mlp3x_gelu", "resampler")
-_LANGUAGE_MODELS = ("llama", "phi", "stablelm")
+_LANGUAGE_MODELS = ("gemma", "llama", "phi", "qwen2", "stablelm")
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """What a layout's config says, in one form for all of them.
+
+    Attributes:
+        layout: name of the layout.
+        text: config of the language model.
+        tower: config of the vision tower.
+        second_tower: config of the second tower of a mixture of features.
+        connector: its kind.
+        layer: index into the tower's hidden states.
+        select: "patch" leaves token 0 out, "cls_patch" keeps it.
+    """
+
+    layout: str
+    text: PretrainedConfig
+    tower: PretrainedConfig
+    second_tower: PretrainedConfig | None
+    connector: str
+    layer: int
+    select: str
 
 
 def _plan(checkpoint: Checkpoint) -> ExportPlan:
-    config = checkpoint.config
     if checkpoint.model_type == "llava":
         return _plan_transformers(checkpoint)
     if checkpoint.model_type in _BENCH_TYPES:
-        text = _language_config(checkpoint, config, _BENCH_TYPES[checkpoint.model_type])
-        named = str(_needed(checkpoint, "mm_vision_tower"))
-        is_copy = named.lower().endswith("-siglip")
-        tower = known_tower(checkpoint.path, _BENCH_SIGLIP if is_copy else named)
-        names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature")
-        kind, layer, select = (_needed(checkpoint, name) for name in names)
-        return _plan_factory(checkpoint, "bench", text, tower, str(kind), int(layer), str(select))
-    text_section = _section(checkpoint, "text_config")
+        return _plan_factory(checkpoint, _bench_choices(checkpoint))
+    return _plan_factory(checkpoint, _factory_choices(checkpoint))
+
+
+def _bench_choices(checkpoint: Checkpoint) -> _Choices:
+    text = _language_config(checkpoint, checkpoint.config, _BENCH_TYPES[checkpoint.model_type])
+    named = str(checkpoint.needed("mm_vision_tower"))
+    is_copy = named.lower().endswith("-siglip")
+    tower = known_tower(checkpoint.path, _BENCH_SIGLIP if is_copy else named)
+    names = ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature")
+    kind, layer, select = (checkpoint.needed(name) for name in names)
+    return _Choices("bench", text, tower, None, str(kind), int(layer), str(select))
+
+
+def _factory_choices(checkpoint: Checkpoint) -> _Choices:
+    config, path = checkpoint.config, checkpoint.path
+    text_section = checkpoint.section("text_config")
     text = _language_config(checkpoint, text_section, str(text_section.get("model_type", "")))
-    tower = tower_config(checkpoint.path, _section(checkpoint, "vision_config"))
-    separate = (checkpoint.path / "language_model").is_dir()
-    layout = "factory-separate" if separate else "factory-merged"
-    kind = str(_needed(checkpoint, "connector_type"))
+    vision_section = checkpoint.section("vision_config")
+    tower = tower_config(path, vision_section)
+    kind = str(checkpoint.needed("connector_type"))
+    named = str(config.get("vision_model_name_or_path") or "")
+    second = None
+    # Factory finds its tower class by the part of the name before a colon: "mof:openai/clip-...".
+    if "mof" in named.split(":")[0].lower() or kind == INTERLEAVED:
+        beside = vision_section.get("model_name_or_path2")
+        beside = beside or config.get("vision_model_name_or_path2")
+        second = paired_tower(path, tower, str(beside or "").split(":")[-1])
+        if kind != INTERLEAVED:
+            msg = f"{path}/config.json: connector {kind!r} for two towers; expected {INTERLEAVED!r}"
+            raise CheckpointError(msg)
+    is_separate = (path / "language_model").is_dir()
+    layout = "factory-separate" if is_separate else "factory-merged"
+    if (path / ADAPTER_CONFIG).is_file():
+        layout += ", LoRA"
     layer = int(config.get("vision_feature_layer", -2))
     select = str(config.get("vision_feature_select_strategy", "patch"))
-    return _plan_factory(checkpoint, layout, text, tower, kind, layer, select)
+    return _Choices(layout, text, tower, second, kind, layer, select)
 
 
-def _plan_factory(
-    checkpoint: Checkpoint,
-    layout: str,
-    text: PretrainedConfig,
-    tower: PretrainedConfig,
-    connector_kind: str,
-    layer: int,
-    select: str,
-) -> ExportPlan:
-    if select not in ("patch", "cls_patch"):
+def _plan_factory(checkpoint: Checkpoint, choices: _Choices) -> ExportPlan:
+    text, tower = choices.text, choices.tower
+    aspect = _image_aspect(checkpoint)
+    if choices.select not in ("patch", "cls_patch"):
         msg = (
-            f"{checkpoint.path}/config.json: vision_feature_select_strategy {select!r}; "
+            f"{checkpoint.path}/config.json: vision_feature_select_strategy {choices.select!r}; "
             "known: patch, cls_patch"
         )
         raise CheckpointError(msg)
-    aspect = str(checkpoint.config.get("image_aspect_ratio") or "square")
-    if aspect not in ("square", "pad"):
-        msg = (
-            f"{checkpoint.path}/config.json: image_aspect_ratio {aspect!r} is not supported yet; "
-            "available: square, pad"
-        )
-        raise CheckpointError(msg)
-    connector, tokens_out = _connector(checkpoint, connector_kind, tower, text)
-    parts = Parts(text, tower, layer, select == "patch", connector, tokens_out, head_bias=True)
-    tokens = ImageTokens("repeat", "", parts.image_tokens, "", "", "")
-    prompt = PromptFormat(_FACTORY_TEMPLATE, _PLACEHOLDER, tokens, "chunks", True)
-    if layout == "factory-separate":
-        groups = [(weight_files(checkpoint.path / n), r) for n, r in _SEPARATE.items()]
-    else:
-        rules = _BENCH if layout == "bench" else _MERGED
-        groups = [(weight_files(checkpoint.path), rules)]
+    found, files = _factory_tensors(checkpoint, choices)
     processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
-    shared = _Shared(checkpoint, parts, processor, groups, pads=aspect == "pad")
-    special = special_tokens(checkpoint.path, shared.tokenizer, None)
+    side = seen_side(tower, processed_size(processor))
+    lengths = (int(tower.hidden_size), int(text.hidden_size))
+    patches = num_vision_tokens(tower, drop_first_token=choices.select == "patch", side=side)
+    connector = choose_connector(checkpoint, choices.connector, lengths, patches, found)
+    parts = _factory_parts(choices, connector, side)
+    store = match_parts(checkpoint.path, parts, found)
+    plan = PartsPlan(checkpoint, parts, processor, store, files, pads=aspect == "pad")
+    prompt, special = _factory_prompt(checkpoint, plan)
 
     def reference() -> Reference:
+        second = None if parts.second_tower is None else parts.build_tower("vision_tower_2")
         return SplitReference(
             image_processor=processor,
-            pad_colour=shared.image.pad_to_square,
-            vision_tower=load_module(parts.build_tower(), _TOWER, shared.store),
-            feature_layer=layer,
+            pad_colour=plan.image.pad_to_square,
+            vision_tower=load_module(parts.build_tower(), TOWER, store),
+            feature_layer=choices.layer,
             drop_first_token=parts.drop_first_token,
-            connector=load_module(connector(), "connector.", shared.store),
-            language_model=load_module(parts.build_language_model("sdpa"), _LM, shared.store),
-            tokenizer=shared.tokenizer,
+            connector=connector.reference(store),
+            language_model=load_module(parts.build_language_model("sdpa"), LANGUAGE_MODEL, store),
+            tokenizer=plan.tokenizer,
             prompt=prompt,
             special_tokens=special,
+            second_tower=None if second is None else load_module(second, TOWER_2, store),
+            image_scale=parts.image_scale,
         )
 
-    variant = f"{text.model_type} + {_short(tower)}, {connector_kind}, {aspect}, {select}"
+    towers = _short(tower) if parts.second_tower is None else f"{_short(tower)} + dinov2"
+    parts_named = f"{text.model_type} + {towers}, {choices.connector}, {aspect}, {choices.select}"
+    return plan.finish(choices.layout, parts_named, prompt, special, reference)
+
+
+def _factory_parts(choices: _Choices, connector: Connector, side: int) -> Parts:
+    text = choices.text
+    return Parts(
+        text,
+        choices.tower,
+        choices.layer,
+        choices.select == "patch",
+        connector.build,
+        connector.tokens,
+        head_bias=True,
+        second_tower=choices.second_tower,
+        side=side,
+        # transformers 4, which these checkpoints were trained with, scaled Gemma's inputs_embeds
+        # in the decoder, image features among them; transformers 5 scales in the embedding.
+        image_scale=text.hidden_size**0.5 if text.model_type == "gemma" else None,
+    )
+
+
+def _factory_tensors(
+    checkpoint: Checkpoint, choices: _Choices
+) -> tuple[dict[str, tuple[WeightFile, str]], list[WeightFile]]:
+    """(tensors under parameter names, adapters merged; the files that they come from)."""
+    path = checkpoint.path
+    merged_rules = UNIFIED_MODEL if choices.layout == "bench" else UNDERSCORED_PARTS
+    if (path / "language_model").is_dir():
+        groups = [(weight_files(path / name), rules) for name, rules in SEPARATE_FOLDERS.items()]
+    else:
+        groups = [(weight_files(path), merged_rules)]
+    found: dict[str, tuple[WeightFile, str]] = {}
+    for files, rules in groups:
+        found |= without_wrappers(collect_tensors(files, rules))
+    adapter = adapter_files(path)
+    found = merge_adapters(path, found, adapter, merged_rules)
+    if choices.second_tower is not None:
+        found = current_names(found, (TOWER_2,))
+    elif choices.tower.model_type == "dinov2":
+        found = current_names(found, (TOWER,))
+    return found, [*(file for files, _ in groups for file in files), *adapter]
+
+
+def _image_aspect(checkpoint: Checkpoint) -> str:
+    aspect = str(checkpoint.config.get("image_aspect_ratio") or "square")
+    if aspect in ("square", "pad"):
+        return aspect
+    reason = (
+        "Factory cuts such pictures into tiles but hands them to its tower as one tensor of five "
+        "axes, which the tower refuses, so there is no model to reproduce"
+        if aspect == "anyres"
+        else "Factory has no such preprocessing"
+    )
+    msg = (
+        f"{checkpoint.path}/config.json: image_aspect_ratio {aspect!r} is not supported: {reason}; "
+        "available: square, pad"
+    )
+    raise CheckpointError(msg)
+
+
+def _factory_prompt(checkpoint: Checkpoint, plan: PartsPlan) -> tuple[PromptFormat, SpecialTokens]:
+    """The template of the training scripts, and what ends an answer under it."""
+    special = special_tokens(checkpoint.path, plan.tokenizer, None)
+    named = str(checkpoint.config.get("llm_model_name_or_path") or "")
+    derived = template_name(plan.parts.text.model_type, named, special.eos_token)
+    name = checkpoint.prompt_template or derived
+    # Factory stops at the template's end too, by its text.
+    end = cast("Any", plan.tokenizer).get_vocab().get(TURN_ENDS[name])
+    if end is not None and end not in special.eos_token_ids:
+        special = replace(special, eos_token_ids=(*special.eos_token_ids, end))
     limit = checkpoint.config.get("tokenizer_model_max_length")
-    return shared.plan(layout, variant, prompt, special, limit, reference)
+    tokens = ImageTokens("repeat", "", plan.parts.image_tokens, "", "", "")
+    kept = None if limit is None or limit >= plan.max_length else int(limit)
+    form = PromptFormat(
+        *(PROMPT_TEMPLATES[name], PLACEHOLDER, tokens, "chunks", True), kept_with_images=kept
+    )
+    return form, special
 
 
 def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
-    config = transformers.LlavaConfig(**_without_model_type(checkpoint.config))
-    # The config class declares them as dictionaries too, which it turns into configs.
-    text: Any = config.text_config
-    tower: Any = config.vision_config
-    _check_language_model(checkpoint, text.model_type)
-    strategy = config.vision_feature_select_strategy
-    if not isinstance(config.vision_feature_layer, int) or config.projector_hidden_act != "gelu":
+    if checkpoint.prompt_template is not None:
         msg = (
-            f"{checkpoint.path}/config.json: vision_feature_layer {config.vision_feature_layer} "
-            f"and projector_hidden_act {config.projector_hidden_act!r}; supported are one layer "
-            "and 'gelu'"
+            f"{checkpoint.path}: a checkpoint of this layout brings its own prompt form; leave "
+            "--prompt-template out"
         )
-        raise CheckpointError(msg)
-    parts = Parts(
-        text,
-        tower,
-        config.vision_feature_layer,
-        strategy == "default",
-        lambda: mlp_connector(
-            tower.hidden_size, text.hidden_size, 2, bias=config.multimodal_projector_bias
-        ),
-        None,
-        head_bias=False,  # LlavaForConditionalGeneration builds its head without one
-    )
+        raise ExportError(msg)
+    config = transformers.LlavaConfig(**_without_model_type(checkpoint.config))
+    parts = _transformers_parts(checkpoint, config)
+    tower, strategy = parts.tower, config.vision_feature_select_strategy
     processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
-    groups = [(weight_files(checkpoint.path), _TRANSFORMERS)]
+    files = weight_files(checkpoint.path)
+    store = match_parts(checkpoint.path, parts, collect_tensors(files, LLAVA_PARTS))
     pads = bool(getattr(processor, "do_pad", False))
-    shared = _Shared(checkpoint, parts, processor, groups, pads=pads)
-    tokenizer = shared.tokenizer
+    plan = PartsPlan(checkpoint, parts, processor, store, files, pads=pads)
+    tokenizer = plan.tokenizer
     tokens = special_tokens(checkpoint.path, tokenizer, config.image_token_index)
     placeholder = tokenizer.convert_ids_to_tokens(config.image_token_index)
     if not isinstance(placeholder, str):
@@ -255,7 +294,7 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
         )
         raise CheckpointError(msg)
     template = chat_template(checkpoint.path, tokenizer)
-    template = template or _BARE_TEMPLATE.replace(_PLACEHOLDER, placeholder)
+    template = template or role_lines_template(placeholder)
     image_tokens = ImageTokens("repeat", placeholder, parts.image_tokens, "", "", "")
     prompt = PromptFormat(template, placeholder, image_tokens, "whole", add_special_tokens=True)
 
@@ -276,79 +315,39 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
             tokens,
         )
 
-    variant = f"{text.model_type} + {_short(tower)}, mlp2x_gelu, {strategy}"
-    return shared.plan("transformers", variant, prompt, tokens, None, reference)
+    kind = f"mlp2x_{config.projector_hidden_act}"
+    variant = f"{parts.text.model_type} + {_short(tower)}, {kind}, {strategy}"
+    return plan.finish("transformers", variant, prompt, tokens, reference)
 
 
-class _Shared:
-    """What all layouts read in the same way."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        parts: Parts,
-        processor: Any,  # transformers' image processors share no useful static type
-        groups: list[tuple[list[WeightFile], tuple[PrefixRule, ...]]],
-        *,
-        pads: bool,
-    ) -> None:
-        side: int = parts.tower.image_size
-        self._parts = parts
-        self.tokenizer = load_tokenizer(checkpoint.path)
-        self.image = image_preprocessing(processor, pad_to_square=pads, side=side)
-        self.store = part_store(checkpoint.path, parts, groups)
-        weights = [file.path for files, _ in groups for file in files]
-        self._source_files = (checkpoint.path / "config.json", *weights)
-
-    def plan(
-        self,
-        layout: str,
-        variant: str,
-        prompt: PromptFormat,
-        tokens: SpecialTokens,
-        max_length: int | None,
-        reference: Callable[[], Reference],
-    ) -> ExportPlan:
-        """The plan, with what the layout decided."""
-        parts, text = self._parts, self._parts.text
-        limit = min(max_length or text.max_position_embeddings, text.max_position_embeddings)
-        return ExportPlan(
-            variant=variant,
-            layout=layout,
-            graphs=parts.graphs(),
-            store=self.store,
-            dimensions=ModelDimensions(text.hidden_size, text.vocab_size, limit),
-            kv_layout=parts.kv_layout,
-            attention=AttentionForm("causal", first_position=0),
-            image=self.image,
-            prompt=prompt,
-            special_tokens=tokens,
-            generation=GenerationDefaults(max_new_tokens=256, stop_strings=()),
-            tokenizer=fast_tokenizer(self.tokenizer),
-            source_files=self._source_files,
-            reference=reference,
+def _transformers_parts(checkpoint: Checkpoint, config: transformers.LlavaConfig) -> Parts:
+    # The config class declares them as dictionaries too, which it turns into configs.
+    text: Any = config.text_config
+    tower: Any = config.vision_config
+    _check_language_model(checkpoint, text.model_type)
+    layers, activation = config.vision_feature_layer, str(config.projector_hidden_act)
+    if activation not in ACT2FN:
+        msg = (
+            f"{checkpoint.path}/config.json: projector_hidden_act {activation!r}; "
+            f"{close_matches(activation, list(ACT2FN))}"
         )
-
-
-def _connector(
-    checkpoint: Checkpoint, kind: str, tower: PretrainedConfig, text: PretrainedConfig
-) -> tuple[Callable[[], nn.Module], int | None]:
-    """(makes the connector, image tokens if they are not those of the tower)."""
-    vision, hidden = int(tower.hidden_size), int(text.hidden_size)
-    if kind == "linear":
-        return (lambda: nn.Linear(vision, hidden)), None
-    depth = re.fullmatch(r"mlp(\d+)x_gelu", kind)
-    if depth:
-        return (lambda: mlp_connector(vision, hidden, int(depth.group(1)))), None
-    if kind == "resampler":
-        queries = int(checkpoint.config.get("num_queries") or 128)
-        layers = int(checkpoint.config.get("num_resampler_layers") or 3)
-        return (lambda: PerceiverResampler(vision, hidden, queries, layers)), queries
-    msg = (
-        f"{checkpoint.path}/config.json: connector {kind!r} is not supported; "
-        f"{close_matches(kind, _CONNECTORS)}"
+        raise CheckpointError(msg)
+    vision_length = tower.hidden_size * (1 if isinstance(layers, int) else len(layers))
+    return Parts(
+        text,
+        tower,
+        layers,
+        config.vision_feature_select_strategy == "default",
+        lambda: mlp_connector(
+            vision_length,
+            text.hidden_size,
+            2,
+            bias=config.multimodal_projector_bias,
+            activation=lambda: ACT2FN[activation],
+        ),
+        None,
+        head_bias=False,  # LlavaForConditionalGeneration builds its head without one
     )
-    raise CheckpointError(msg)
 
 
 def _language_config(
@@ -359,30 +358,19 @@ def _language_config(
 
 
 def _check_language_model(checkpoint: Checkpoint, model_type: str) -> None:
+    if model_type == "openelm":
+        msg = (
+            f"{checkpoint.path}/config.json: language model 'openelm' is not supported: "
+            f"transformers {transformers.__version__} has no OpenELM, only code that its "
+            "checkpoints bring along, which is not run"
+        )
+        raise CheckpointError(msg)
     if model_type not in _LANGUAGE_MODELS:
         msg = (
             f"{checkpoint.path}/config.json: language model {model_type!r} is not supported; "
             f"{close_matches(model_type, _LANGUAGE_MODELS)}"
         )
         raise CheckpointError(msg)
-
-
-def _needed(checkpoint: Checkpoint, name: str) -> Any:
-    if checkpoint.config.get(name) is None:
-        msg = (
-            f"{checkpoint.path}/config.json: has no {name!r}; expected the config.json that the "
-            "training run wrote"
-        )
-        raise CheckpointError(msg)
-    return checkpoint.config[name]
-
-
-def _section(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    section = _needed(checkpoint, name)
-    if not isinstance(section, dict):
-        msg = f"{checkpoint.path}/config.json: {name!r} is not an object; download it again"
-        raise CheckpointError(msg)
-    return section
 
 
 def _without_model_type(section: dict[str, Any]) -> dict[str, Any]:
@@ -397,4 +385,5 @@ FAMILY = Family(
     name="tinyllava",
     model_types=("tinyllava", "llava", *_BENCH_TYPES),
     plan=_plan,
+    prompt_templates=tuple(PROMPT_TEMPLATES),
 )

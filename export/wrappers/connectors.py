@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from vlmport.export.tracing import GraphPort, TracedModule
+from vlmport.export.wrappers.vision import feature_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "InterleavedMlps",
     "PerceiverResampler",
     "Projector",
     "mlp_connector",
@@ -25,26 +27,68 @@ class Projector(nn.Module):
     """Gives a connector the parameter prefix "connector.".
 
     Args:
-        connector: vision_features -> image_features.
+        connector: vision features, of each tower one tensor -> image_features.
+        scale: factor of the image features; None for none.
     """
 
-    def __init__(self, connector: nn.Module) -> None:
+    def __init__(self, connector: nn.Module, scale: float | None = None) -> None:
         super().__init__()
         self.connector = connector
+        self._scale = scale
 
-    def forward(self, vision_features: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, vision_features: torch.Tensor, vision_features_2: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Maps [num_images, num_patches, vision_hidden_size] to [.., num_image_tokens, hidden]."""
-        return cast("torch.Tensor", self.connector(vision_features))
+        both = (vision_features, vision_features_2)
+        features = [one for one in both if one is not None]
+        image_features = cast("torch.Tensor", self.connector(*features))
+        if self._scale is not None:
+            return image_features * self._scale
+        # An output that is an input itself, as nn.Identity gives it, would lose the input's name.
+        return image_features.clone() if image_features is vision_features else image_features
 
 
 def mlp_connector(
-    vision_hidden_size: int, hidden_size: int, depth: int, *, bias: bool = True
+    vision_hidden_size: int,
+    hidden_size: int,
+    depth: int,
+    *,
+    bias: bool = True,
+    activation: Callable[[], nn.Module] = nn.GELU,
 ) -> nn.Sequential:
     """Linear, then (GELU, Linear) until there are `depth` Linears ("mlp2x_gelu" has depth 2)."""
     layers: list[nn.Module] = [nn.Linear(vision_hidden_size, hidden_size, bias=bias)]
     for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size, bias=bias)]
+        layers += [activation(), nn.Linear(hidden_size, hidden_size, bias=bias)]
     return nn.Sequential(*layers)
+
+
+class InterleavedMlps(nn.Module):
+    """An MLP for each of two towers; their tokens take turns, those of the first tower first.
+
+    Args:
+        vision_hidden_size: length of a vision feature of either tower.
+        hidden_size: length of an embedding of the language model.
+
+    Source: Tong et al. 2024, "Eyes Wide Shut?", section 4.3 (interleaved mixture of features);
+    parameter names as in the checkpoints that use it.
+    """
+
+    def __init__(self, vision_hidden_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.clip = mlp_connector(vision_hidden_size, hidden_size, 2)
+        self.dinov2 = mlp_connector(vision_hidden_size, hidden_size, 2)
+
+    def forward(
+        self, vision_features: torch.Tensor, vision_features_2: torch.Tensor
+    ) -> torch.Tensor:
+        """Maps twice [num_images, num_patches, vision_hidden_size] to [.., 2 num_patches, hidden].
+
+        Both towers must give the same number of patches.
+        """
+        pairs = (self.clip(vision_features), self.dinov2(vision_features_2))
+        return torch.stack(pairs, dim=2).flatten(1, 2)
 
 
 class PerceiverResampler(nn.Module):
@@ -127,24 +171,31 @@ def projector_module(
     vision_hidden_size: int,
     image_tokens: int,
     hidden_size: int,
+    *,
+    towers: int = 1,
+    scale: float | None = None,
 ) -> TracedModule:
     """The graph "projector" of a connector.
 
     Args:
         build: makes the connector; called under the meta device.
-        vision_tokens: tokens an image has when it leaves the tower.
+        vision_tokens: tokens an image has when it leaves a tower.
         vision_hidden_size: their length.
         image_tokens: tokens an image has in the language model.
         hidden_size: their length.
+        towers: towers that the connector reads, one input each.
+        scale: see `Projector`.
     """
     source = ("num_images", vision_tokens, vision_hidden_size)
     target = ("num_images", image_tokens, hidden_size)
     return TracedModule(
         name="projector",
-        build=lambda: Projector(build()),
-        inputs=(GraphPort("vision_features", torch.float32, source),),
+        build=lambda: Projector(build(), scale),
+        inputs=tuple(
+            GraphPort(feature_name(index), torch.float32, source) for index in range(towers)
+        ),
         outputs=(GraphPort("image_features", torch.float32, target),),
-        single_inputs=1,
+        single_inputs=towers,
     )
 
 

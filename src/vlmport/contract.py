@@ -219,6 +219,8 @@ class PromptFormat:
             tokenized for itself and without the post-processor.
         add_special_tokens: whether the tokenizer's post-processor runs.
         coordinates: how boxes and points are written, or None if the model has no tokens for them.
+        kept_with_images: tokens of a prompt with images that the model sees, counted from the
+            first, images included; the rest is cut off. None for all.
     """
 
     __pydantic_config__ = _STRICT
@@ -228,6 +230,7 @@ class PromptFormat:
     tokenization: Literal["whole", "chunks", "image_first"]
     add_special_tokens: bool
     coordinates: CoordinateTokens | None = None
+    kept_with_images: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +277,15 @@ class SourceCheckpoint:
         name: folder name of the checkpoint, without its path.
         layout: the layout in which it was found.
         files: the files that were read, with their digests.
+        prompt_template: name of the prompt form that the export was told to take; "" for the one
+            that follows from the checkpoint.
     """
 
     __pydantic_config__ = _STRICT
     name: str
     layout: str
     files: tuple[FileEntry, ...]
+    prompt_template: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,8 @@ def _tensor_faults(field: str, spec: TensorSpec) -> Iterator[str]:
 
 
 def _text_faults(manifest: Manifest) -> Iterator[str]:
+    if (kept := manifest.prompt.kept_with_images) is not None:
+        yield from too_small({"prompt.kept_with_images": kept}, least=1)
     if not manifest.prompt.image_placeholder:
         yield "prompt.image_placeholder: empty; expected the text that stands for an image"
     tokenization = manifest.prompt.tokenization

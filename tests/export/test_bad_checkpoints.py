@@ -112,7 +112,8 @@ def test_folder_without_weights_or_tokenizer_is_named(checkpoint: Path) -> None:
         ({"vision_feature_select_strategy": "cls"}, "known: patch, cls_patch"),
         ({"vision_feature_layer": -9}, "expected -4 to 3"),
         ({"vision_config": "x"}, "is not an object"),
-        ({"vision_config": {"model_type": "dinov2"}}, "clip_vision_model"),
+        ({"vision_config": {"model_type": "dinov3"}}, "did you mean dinov2"),
+        ({"vision_config": {"model_type": "vit"}}, "clip_vision_model, dinov2, siglip_vision"),
         ({"text_config": {"model_type": "lama"}}, "did you mean llama"),
     ],
 )
@@ -158,10 +159,10 @@ def test_existing_folders_are_not_overwritten(checkpoint: Path, tmp_path: Path) 
     assert (place / "precious.txt").read_text() == "keep"
 
 
-@pytest.mark.parametrize("max_length", [0, -1, 1025])
+@pytest.mark.parametrize("max_length", [0, -1, 2049])
 def test_max_length_outside_the_model_is_refused(
     max_length: int, checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match="the model supports 1 to 1024"):
+    with pytest.raises(ExportError, match="the model supports 1 to 2048"):
         export(ExportOptions(checkpoint, tmp_path / "b", max_length=max_length), SilentProgress())
     assert not (tmp_path / "b").exists()

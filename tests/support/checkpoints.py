@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from support.checkpoint_layouts import (
+    save_bench,
+    save_merged,
+    save_separate,
+    save_shards,
+    stored_state,
+    tower_state,
+)
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from torch import nn
+from transformers.activations import ACT2FN
 
+from vlmport.export.reference_connectors import ReferenceInterleavedMlps
 from vlmport.export.wrappers.connectors import PerceiverResampler, mlp_connector
 
 if TYPE_CHECKING:
@@ -23,6 +32,7 @@ __all__ = [
     "make_checkpoint",
     "make_tokenizer",
     "random_weights",
+    "save_image_processor",
     "save_shards",
     "vision_config",
 ]
@@ -34,6 +44,10 @@ _TEXT = (
     "helpful, detailed, and polite answers to the user's questions. USER: What is in the picture? "
     "ASSISTANT: A red circle and two blue squares. How many shapes are there? Which colour?"
 )
+
+
+# Fields of a config; a tuple, so that recipes can be compared and printed.
+Sizes = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +63,22 @@ class Recipe:
     tied: bool = False
     dtype: torch.dtype = torch.float32
     seed: int = 0
+    window: int | None = None  # of the upper layer's attention, where the language model has one
+    layers: tuple[int, ...] = (-2,)  # hidden states of the tower; several in transformers' layout
+    activation: str = "gelu"  # of the projector in transformers' layout
+    max_prompt: int = 1024  # tokens of a prompt with images that are kept
+    text: Sizes = ()  # of the language model, beside or in place of the small ones
+    vision: Sizes = ()  # of the tower, likewise
+    seen: int = _IMAGE  # pixels of a side that a Dinov2 tower's processor makes
 
     @property
     def name(self) -> str:
         parts = (self.layout, self.language_model, self.tower, self.connector, self.aspect)
-        return "-".join((*parts, self.select, "tied" if self.tied else "untied"))
+        ends = [self.select, "tied" if self.tied else "untied"]
+        ends += [f"window{self.window}"] if self.window else []
+        ends += [f"layers{self.layers}"] if len(self.layers) > 1 else []
+        ends += [self.activation] if self.activation != "gelu" else []
+        return "-".join((*parts, *ends))
 
 
 def make_tokenizer(folder: Path, extra: tuple[str, ...] = ()) -> None:
@@ -98,27 +123,43 @@ def make_checkpoint(folder: Path, recipe: Recipe) -> Path:
     """
     folder.mkdir(parents=True)
     torch.manual_seed(recipe.seed)
-    text, vision = _text_config(recipe), vision_config(recipe.tower)
-    tower = random_weights(transformers.AutoModel.from_config(vision))
+    text, vision = _text_config(recipe), vision_config(recipe.tower, recipe.vision)
+    if recipe.connector == "identity":
+        vision.hidden_size = text.hidden_size
+    assert vision.hidden_size % vision.num_attention_heads == 0
+    tower = random_weights(tower_module(recipe.tower, vision))
     language_model = random_weights(transformers.AutoModelForCausalLM.from_config(text))
     connector = random_weights(
-        connector_module(recipe.connector, vision.hidden_size, text.hidden_size)
+        connector_module(
+            recipe.connector,
+            vision.hidden_size * len(recipe.layers),
+            text.hidden_size,
+            recipe.activation,
+        )
     )
     if recipe.layout == "transformers":
         _save_transformers(folder, recipe, text, vision, (tower, connector, language_model))
         return folder
     make_tokenizer(folder)
+    if recipe.tower == "mof":
+        # Its config.json is found by its name, as a released tower's would be in this repository.
+        (folder / "second").mkdir()
+        second = json.dumps(_second_config(vision).to_dict())
+        (folder / "second" / "config.json").write_text(second)
     config = _factory_config(recipe, text, vision)
-    states = [_state(module, recipe.dtype) for module in (tower, connector, language_model)]
+    states = [stored_state(module, recipe.dtype) for module in (tower, connector, language_model)]
+    states[0] = tower_state(recipe.tower, states[0])
     if recipe.tied:
         states[2].pop("lm_head.weight", None)
     if recipe.layout == "merged":
-        _save_merged(folder, states)
+        save_merged(folder, states)
     elif recipe.layout == "separate":
-        _save_separate(folder, states)
+        save_separate(folder, states)
     else:
         config = _bench_config(folder, recipe, text, vision)
-        _save_bench(folder, states)
+        save_bench(folder, states)
+    if recipe.tower.startswith("dinov2"):
+        save_image_processor(folder, recipe.tower, recipe.seen)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
 
@@ -138,11 +179,16 @@ def _text_config(recipe: Recipe) -> Any:
     }
     if recipe.language_model == "stablelm":
         sizes["use_qkv_bias"] = True
-    return transformers.AutoConfig.for_model(recipe.language_model, **sizes)
+    if recipe.language_model == "gemma":
+        sizes |= {"head_dim": 24, "num_key_value_heads": 1, "pad_token_id": 0}
+    if recipe.window:
+        window = {"use_sliding_window": True, "sliding_window": recipe.window}
+        sizes |= window | {"max_window_layers": 1}
+    return transformers.AutoConfig.for_model(recipe.language_model, **sizes | dict(recipe.text))
 
 
-def vision_config(tower: str) -> Any:
-    sizes = {
+def vision_config(tower: str, sizes_instead: Sizes = ()) -> Any:
+    sizes: dict[str, Any] = {
         "hidden_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
@@ -150,15 +196,73 @@ def vision_config(tower: str) -> Any:
         "image_size": _IMAGE,
         "patch_size": 14,
     }
-    return transformers.AutoConfig.for_model(f"{tower}_vision_model", **sizes)
+    if tower.startswith("dinov2"):
+        # A position embedding for 6 x 6 patches; pictures have 4 x 4, as in real checkpoints,
+        # where it is made for 37 x 37 and pictures have 16 x 16.
+        del sizes["intermediate_size"]
+        sizes |= {"image_size": 84, "mlp_ratio": 2, "use_swiglu_ffn": tower.endswith("giant")}
+    sizes |= dict(sizes_instead)
+    own = {"mof": "clip_vision_model", "dinov2": "dinov2", "dinov2-giant": "dinov2"}
+    name = own.get(tower, f"{tower}_vision_model")
+    return transformers.AutoConfig.for_model(name, **sizes)
 
 
-def connector_module(kind: str, vision_hidden_size: int, hidden_size: int) -> nn.Module:
+def tower_module(tower: str, config: Any) -> nn.Module:
+    """The tower; of a mixture both, under the names that Factory gives them."""
+    module: nn.Module = transformers.AutoModel.from_config(config)
+    if tower != "mof":
+        return module
+    second = transformers.AutoModel.from_config(_second_config(config))
+    return nn.ModuleDict({"clip": module, "dinov2": second})
+
+
+def _second_config(first: Any) -> Any:
+    """Of the Dinov2 tower beside a CLIP tower."""
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+    return vision_config("dinov2", tuple((name, getattr(first, name)) for name in sizes))
+
+
+def connector_module(
+    kind: str, vision_hidden_size: int, hidden_size: int, activation: str = "gelu"
+) -> nn.Module:
+    if kind == "identity":
+        return nn.Identity()
     if kind == "linear":
         return nn.Linear(vision_hidden_size, hidden_size)
     if kind == "resampler":
         return PerceiverResampler(vision_hidden_size, hidden_size, 8, 2)
-    return mlp_connector(vision_hidden_size, hidden_size, int(kind[3]))
+    if kind == "mof_mlp":
+        return ReferenceInterleavedMlps(vision_hidden_size, hidden_size)
+    if kind == "qformer":
+        return query_transformer(vision_hidden_size, hidden_size, 8)
+    return mlp_connector(
+        vision_hidden_size, hidden_size, int(kind[3]), activation=lambda: ACT2FN[activation]
+    )
+
+
+def query_transformer(vision_hidden_size: int, hidden_size: int, num_queries: int) -> nn.Module:
+    """BERT's encoder with two heads of 64, in transformers' own modules, as Factory cuts it."""
+    config: Any = transformers.Blip2QFormerConfig(
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=160,
+        encoder_hidden_size=vision_hidden_size,
+        use_qformer_text_input=False,
+    )
+    module = nn.Module()
+    module.query_tokens = nn.Parameter(torch.zeros(1, num_queries, 128))
+    module.bert = nn.Module()
+    module.bert.encoder = transformers.Blip2QFormerModel(config).encoder
+    module.projector = nn.Linear(128, hidden_size)
+    return module
+
+
+_TABLES = ("embed_tokens", "position_embedding", "latents", "query_tokens", "cls_token")
+
+
+def _is_gemma(module: nn.Module) -> bool:
+    return getattr(getattr(module, "config", None), "model_type", "") == "gemma"
 
 
 def random_weights(module: nn.Module) -> nn.Module:
@@ -166,66 +270,15 @@ def random_weights(module: nn.Module) -> nn.Module:
     for name, parameter in module.named_parameters():
         is_norm = "norm" in name or "pre_layrnorm" in name
         with torch.no_grad():
-            if is_norm and name.endswith("weight"):
+            if (is_norm and name.endswith("weight")) or name.endswith("lambda1"):
                 parameter.uniform_(0.7, 1.3)
-            elif "embed_tokens" in name or "position_embedding" in name or "latents" in name:
-                parameter.normal_(0, 0.5)
+            elif any(part in name for part in _TABLES):
+                # Gemma scales its embeddings by the root of their length.
+                is_scaled = "embed_tokens" in name and _is_gemma(module)
+                parameter.normal_(0, 0.05 if is_scaled else 0.5)
             else:
                 parameter.normal_(0, 0.12 if parameter.ndim > 1 else 0.05)
     return module.eval()
-
-
-def _state(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    # With duplicates: a tied head is there under its own name too, as in real checkpoints.
-    parameters = module.named_parameters(remove_duplicate=False)
-    return {name: value.detach().to(dtype).clone() for name, value in parameters}
-
-
-def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {prefix + name: value for name, value in state.items()}
-
-
-def _save_merged(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
-    merged = (
-        _prefixed("vision_tower._vision_tower.vision_model.", states[0])
-        | _prefixed("connector._connector.", states[1])
-        | _prefixed("language_model.", states[2])
-    )
-    save_shards(folder, merged)
-
-
-def save_shards(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    """Writes two safetensors shards and their index."""
-    names = sorted(state)
-    half = len(names) // 2
-    shards = {"model-00001-of-00002.safetensors": names[:half]}
-    shards["model-00002-of-00002.safetensors"] = names[half:]
-    for file, keys in shards.items():
-        save_file({key: state[key].contiguous() for key in keys}, folder / file)
-    weight_map = {key: file for file, keys in shards.items() for key in keys}
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def _save_separate(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
-    parts = {
-        "vision_tower": _prefixed("vision_model.", states[0]),
-        "connector": _prefixed("_connector.", states[1]),
-        "language_model": states[2],
-    }
-    for name, state in parts.items():
-        (folder / name).mkdir()
-        torch.save(state, folder / name / "pytorch_model.bin")
-        (folder / name / "config.json").write_text("{}")
-
-
-def _save_bench(folder: Path, states: list[dict[str, torch.Tensor]]) -> None:
-    state = (
-        _prefixed("model.vision_tower.vision_tower.vision_model.", states[0])
-        | _prefixed("model.mm_projector.", states[1])
-        | states[2]
-    )
-    torch.save(state, folder / "pytorch_model.bin")
 
 
 def _factory_config(recipe: Recipe, text: Any, vision: Any) -> dict[str, Any]:
@@ -244,7 +297,8 @@ def _factory_config(recipe: Recipe, text: Any, vision: Any) -> dict[str, Any]:
         "num_queries": 8,
         "num_resampler_layers": 2,
         "image_token_index": -200,
-        "tokenizer_model_max_length": 1024,
+        "tokenizer_model_max_length": recipe.max_prompt,
+        **({"vision_model_name_or_path2": "mof:second"} if recipe.tower == "mof" else {}),
     }
 
 
@@ -276,7 +330,8 @@ def _save_transformers(
         vision_config=vision,
         image_token_index=image_token,
         vision_feature_select_strategy=strategy,
-        vision_feature_layer=-2,
+        vision_feature_layer=recipe.layers[0] if len(recipe.layers) == 1 else list(recipe.layers),
+        projector_hidden_act=recipe.activation,
     )
     model: Any = transformers.LlavaForConditionalGeneration(config)
     tower, connector, language_model = (part.state_dict() for part in parts)
@@ -287,10 +342,21 @@ def _save_transformers(
     model.model.language_model.load_state_dict(body)
     model.lm_head.weight.data = language_model["lm_head.weight"]
     model.save_pretrained(folder)
-    square = {"height": _IMAGE, "width": _IMAGE}
+    save_image_processor(folder, recipe.tower, vision.image_size)
+
+
+def save_image_processor(folder: Path, tower: str, side: int = _IMAGE) -> None:
+    """Writes preprocessor_config.json as the tower was released with, at a small size."""
+    square = {"height": side, "width": side}
+    if tower.startswith("dinov2"):
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        transformers.BitImageProcessorPil(
+            size={"shortest_edge": side + 8}, crop_size=square, image_mean=mean, image_std=std
+        ).save_pretrained(folder)
+        return
     image_processor: Any = (
-        transformers.CLIPImageProcessorPil(size={"shortest_edge": _IMAGE}, crop_size=square)
-        if recipe.tower == "clip"
+        transformers.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
+        if tower in ("clip", "mof")
         else transformers.SiglipImageProcessorPil(size=square)
     )
     image_processor.save_pretrained(folder)

@@ -75,6 +75,8 @@ class ExportOptions:
         overwrite: whether an existing bundle is replaced.
         family_file: Python file that defines one more family; it is run.
         mask_decoder: weights of the decoder of segmentation masks; None leaves the graph out.
+        prompt_template: name of the prompt form; None for the one that follows from the
+            checkpoint.
     """
 
     checkpoint: Path
@@ -83,6 +85,7 @@ class ExportOptions:
     overwrite: bool = False
     family_file: Path | None = None
     mask_decoder: Path | None = None
+    prompt_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
     started = time.monotonic()
     _check_target(options)
     progress.start("reading the checkpoint")
-    family, plan = plan_checkpoint(options.checkpoint, options.family_file)
+    family, plan = plan_checkpoint(options.checkpoint, options.family_file, options.prompt_template)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
     if options.mask_decoder is not None:
         plan = with_mask_decoder(plan, options.mask_decoder)
@@ -122,7 +125,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
     progress.finish()
     workspace = _workspace(options.bundle)
     try:
-        manifest = _write(workspace, options.checkpoint, family.name, plan, models, progress)
+        manifest = _write(workspace, options, family.name, plan, models, progress)
         if options.bundle.exists():
             shutil.rmtree(options.bundle)
         workspace.rename(options.bundle)
@@ -201,12 +204,13 @@ def _workspace(bundle: Path) -> Path:
 
 def _write(
     folder: Path,
-    checkpoint: Path,
+    options: ExportOptions,
     family: str,
     plan: ExportPlan,
     models: list[ir.Model],
     progress: Progress,
 ) -> Manifest:
+    checkpoint = options.checkpoint
     progress.start("writing weights", sum(weight_bytes(model) for model in models))
     specs = []
     for graph, model in zip(plan.graphs, models, strict=True):
@@ -237,6 +241,7 @@ def _write(
             checkpoint.resolve().name,
             plan.layout,
             tuple(file_entry(checkpoint, path) for path in plan.source_files),
+            options.prompt_template or "",
         ),
         tools=_tool_versions(),
         files=tuple(file_entry(folder, path) for path in sorted(folder.iterdir())),

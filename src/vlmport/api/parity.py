@@ -85,7 +85,8 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
     wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
     cases, skipped = select_cases(wanted, model)
     progress.start("loading the PyTorch model")
-    reference = load_reference(options.checkpoint, options.family_file)
+    template = manifest.source.prompt_template or None
+    reference = load_reference(options.checkpoint, options.family_file, template)
     progress.finish()
     reports = compare(
         reference, model, cases, options.max_new_tokens, progress, precision=manifest.precision

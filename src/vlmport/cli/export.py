@@ -36,6 +36,14 @@ def export_command(
             help="Weights (.npz) that turn segmentation answers into masks; one more graph.",
         ),
     ] = None,
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Form of prompts that the model was trained on; else it follows from the "
+            "checkpoint. An unknown name lists those that there are.",
+        ),
+    ] = None,
 ) -> None:
     """Turn a [bold]checkpoint[/bold] into a [bold]bundle[/bold] of ONNX graphs.
 
@@ -47,7 +55,13 @@ def export_command(
     from vlmport.api.export import ExportOptions, export
 
     options = ExportOptions(
-        checkpoint, bundle, max_length, overwrite, family_file, mask_decoder=mask_decoder
+        checkpoint,
+        bundle,
+        max_length=max_length,
+        overwrite=overwrite,
+        family_file=family_file,
+        mask_decoder=mask_decoder,
+        prompt_template=prompt_template,
     )
     with RichProgress() as progress:
         report = export(options, progress)
