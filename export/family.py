@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import vlmport.export.families as families_package
 from vlmport.errors import CheckpointError, close_matches
 from vlmport.export.checkpoint import open_checkpoint
+from vlmport.export.precision import TORCH_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
     from tokenizers import Tokenizer
 
     from vlmport.contract import (
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         ImagePreprocessing,
         KVLayout,
         ModelDimensions,
+        Precision,
         PromptFormat,
         SpecialTokens,
     )
@@ -52,7 +55,7 @@ class ExportPlan:
         generation: defaults of generation.
         tokenizer: written as tokenizer.json.
         source_files: files of the checkpoint that the bundle depends on.
-        reference: loads the PyTorch model with its weights.
+        reference: loads the PyTorch model with its weights, in a dtype.
     """
 
     variant: str
@@ -68,7 +71,7 @@ class ExportPlan:
     generation: GenerationDefaults
     tokenizer: Tokenizer
     source_files: tuple[Path, ...]
-    reference: Callable[[], Reference]
+    reference: Callable[[torch.dtype], Reference]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def plan_checkpoint(path: Path) -> tuple[Family, ExportPlan]:
     return family, family.plan(checkpoint)
 
 
-def load_reference(path: Path) -> Reference:
-    """Loads the PyTorch model of a checkpoint, with its weights, in float32 on the CPU."""
+def load_reference(path: Path, precision: Precision = "float32") -> Reference:
+    """Loads the PyTorch model of a checkpoint, with its weights, on the CPU."""
     _, plan = plan_checkpoint(path)
-    return plan.reference()
+    return plan.reference(TORCH_DTYPES[precision])

@@ -69,13 +69,13 @@ class Parts:
         return kv_layout(self.text)
 
     def build_tower(self) -> PreTrainedModel:
-        """The whole tower, on the current default device."""
+        """The whole tower, on the current default device and in the default dtype."""
         # Without a dtype, the one that a half-precision checkpoint's config names would be used.
-        tower = AutoModel.from_config(self.tower, dtype=torch.float32)
+        tower = AutoModel.from_config(self.tower, dtype=torch.get_default_dtype())
         return cast("PreTrainedModel", tower)
 
     def build_language_model(self, attention: str) -> PreTrainedModel:
-        """The causal language model, on the current default device.
+        """The causal language model, on the current default device and in the default dtype.
 
         Args:
             attention: name of a registered attention function.
@@ -83,7 +83,7 @@ class Parts:
         # transformers writes the attention's name into the config that it is given.
         config = copy.deepcopy(self.text)
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention, dtype=torch.float32
+            config, attn_implementation=attention, dtype=torch.get_default_dtype()
         )
         head = model.get_output_embeddings()
         if not self.head_bias and head.bias is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlmport.contract import PromptFormat, SpecialTokens
     from vlmport.export.tensor_store import TensorStore
 
-__all__ = ["SplitReference", "generated", "load_module"]
+__all__ = ["SplitReference", "generated", "load_module", "to_numpy"]
 
 ModuleT = TypeVar("ModuleT", bound="nn.Module")
 
@@ -64,11 +64,12 @@ class SplitReference:
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """What a graph before the decoder computes; see `Reference.run`."""
         if graph == "vision_encoder":
-            return {"vision_features": _numpy(self._vision(_tensor(inputs, "pixel_values")))}
+            return {"vision_features": to_numpy(self._vision(_tensor(inputs, "pixel_values")))}
         if graph == "projector":
-            return {"image_features": _numpy(self.connector(_tensor(inputs, "vision_features")))}
+            features = _tensor(inputs, "vision_features").to(self.language_model.dtype)
+            return {"image_features": to_numpy(self.connector(features))}
         embed = cast("Any", self.language_model.get_input_embeddings())
-        return {"inputs_embeds": _numpy(embed(_tensor(inputs, "input_ids")))}
+        return {"inputs_embeds": to_numpy(embed(_tensor(inputs, "input_ids")))}
 
     @torch.no_grad()
     def greedy(
@@ -149,14 +150,14 @@ def generated(
         return_dict_in_generate=True,
     )
     steps = len(output.logits)
-    token_ids = _numpy(output.sequences[0, -steps:]).astype(np.int64)
+    token_ids = to_numpy(output.sequences[0, -steps:]).astype(np.int64)
     text = cast("Any", tokenizer).decode(token_ids, skip_special_tokens=True)
-    logits = np.concatenate([_numpy(step) for step in output.logits])
-    return ReferenceAnswer(prompt_ids, token_ids, logits.astype(np.float32), text)
+    logits = np.concatenate([to_numpy(step) for step in output.logits])
+    return ReferenceAnswer(prompt_ids, token_ids, logits, text)
 
 
 def load_module(module: ModuleT, prefix: str, store: TensorStore) -> ModuleT:
-    """Gives a module its weights from a store, in float32.
+    """Gives a module its weights from a store, in the dtype in which it was built.
 
     Args:
         module: built on the CPU.
@@ -168,6 +169,13 @@ def load_module(module: ModuleT, prefix: str, store: TensorStore) -> ModuleT:
     module.load_state_dict(state, strict=False)
     module.eval()
     return module
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """A tensor's values; those of any floating-point dtype as float32, which holds them all."""
+    plain = tensor.detach().cpu()
+    array: NDArray[Any] = (plain.float() if plain.is_floating_point() else plain).numpy()
+    return array
 
 
 def _squared(image: Image.Image, colour: tuple[int, int, int] | None) -> Image.Image:
@@ -183,8 +191,3 @@ def _squared(image: Image.Image, colour: tuple[int, int, int] | None) -> Image.I
 
 def _tensor(inputs: Mapping[str, NDArray[Any]], name: str) -> torch.Tensor:
     return torch.from_numpy(inputs[name])
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    return array

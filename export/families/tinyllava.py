@@ -31,6 +31,7 @@ from vlmport.export.checkpoint import Checkpoint, weight_files
 from vlmport.export.family import ExportPlan, Family
 from vlmport.export.hf_reference import WholeModelReference
 from vlmport.export.parts import Parts, part_store
+from vlmport.export.precision import default_dtype
 from vlmport.export.processor_files import (
     chat_template,
     fast_tokenizer,
@@ -46,6 +47,7 @@ from vlmport.export.wrappers.connectors import PerceiverResampler, mlp_connector
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from transformers import PretrainedConfig
 
     from vlmport.contract import SpecialTokens
@@ -197,15 +199,18 @@ def _plan_factory(
     shared = _Shared(checkpoint, parts, processor, groups, pads=aspect == "pad")
     special = special_tokens(checkpoint.path, shared.tokenizer, None)
 
-    def reference() -> Reference:
+    def reference(dtype: torch.dtype) -> Reference:
+        with default_dtype(dtype):
+            tower, projector = parts.build_tower(), connector()
+            language_model = parts.build_language_model("sdpa")
         return SplitReference(
             image_processor=processor,
             pad_colour=shared.image.pad_to_square,
-            vision_tower=load_module(parts.build_tower(), _TOWER, shared.store),
+            vision_tower=load_module(tower, _TOWER, shared.store),
             feature_layer=layer,
             drop_first_token=parts.drop_first_token,
-            connector=load_module(connector(), "connector.", shared.store),
-            language_model=load_module(parts.build_language_model("sdpa"), _LM, shared.store),
+            connector=load_module(projector, "connector.", shared.store),
+            language_model=load_module(language_model, _LM, shared.store),
             tokenizer=shared.tokenizer,
             prompt=prompt,
             special_tokens=special,
@@ -259,10 +264,10 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
     image_tokens = ImageTokens("repeat", placeholder, parts.image_tokens, "", "", "")
     prompt = PromptFormat(template, placeholder, image_tokens, "whole", add_special_tokens=True)
 
-    def reference() -> Reference:
+    def reference(dtype: torch.dtype) -> Reference:
         return WholeModelReference(
             transformers.LlavaForConditionalGeneration.from_pretrained(
-                checkpoint.path, dtype="float32", local_files_only=True
+                checkpoint.path, dtype=dtype, local_files_only=True
             ).eval(),
             transformers.LlavaProcessor(
                 image_processor=processor,
@@ -307,7 +312,7 @@ class _Shared:
         prompt: PromptFormat,
         tokens: SpecialTokens,
         max_length: int | None,
-        reference: Callable[[], Reference],
+        reference: Callable[[torch.dtype], Reference],
     ) -> ExportPlan:
         """The plan, with what the layout decided."""
         parts, text = self._parts, self._parts.text

@@ -26,6 +26,7 @@ __all__ = [
     "KVLayout",
     "Manifest",
     "ModelDimensions",
+    "Precision",
     "PromptFormat",
     "Resize",
     "SourceCheckpoint",
@@ -36,6 +37,8 @@ __all__ = [
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 IMAGE_GRAPHS = ("vision_encoder", "projector")
+# numpy's names; ml_dtypes' for bfloat16, which numpy has not.
+Precision = Literal["float32", "float16", "bfloat16"]
 
 # An unknown key in a manifest is a fault: a newer writer meant something that we would ignore.
 _STRICT = ConfigDict(extra="forbid")
@@ -304,7 +307,8 @@ class Manifest:
         schema_version: version of this structure; a reader rejects a newer one.
         family: name of the family that wrote the bundle; for people, the runtime does not use it.
         variant: the parts that were combined, for people ("llama + siglip, mlp2x_gelu, square").
-        precision: element type of the graphs' computation.
+        precision: element type of the graphs' weights and computation, of what they hand on to
+            each other and of the cache; pixels enter and logits leave in float32.
         dimensions: sizes.
         graphs: the ONNX graphs.
         kv_layout: form of the cache.
@@ -322,7 +326,7 @@ class Manifest:
     schema_version: int
     family: str
     variant: str
-    precision: Literal["float32"]
+    precision: Precision
     dimensions: ModelDimensions
     graphs: tuple[GraphSpec, ...]
     kv_layout: KVLayout

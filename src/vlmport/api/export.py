@@ -24,6 +24,7 @@ from vlmport.contract import (
 )
 from vlmport.errors import ExportError
 from vlmport.export.family import plan_checkpoint
+from vlmport.export.precision import in_precision
 from vlmport.export.stream import save_graph, weight_bytes
 from vlmport.export.tracing import trace
 from vlmport.export.wrappers.decoder import in_place_attention
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vlmport.api.progress import Progress
+    from vlmport.contract import Precision
     from vlmport.export.family import ExportPlan
     from vlmport.export.tracing import TracedModule
 
@@ -55,12 +57,14 @@ class ExportOptions:
         bundle: folder to write.
         max_length: most tokens of a sequence; None for what the model supports.
         overwrite: whether an existing bundle is replaced.
+        precision: element type in which the graphs compute.
     """
 
     checkpoint: Path
     bundle: Path
     max_length: int | None = None
     overwrite: bool = False
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +97,12 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
     progress.start("reading the checkpoint")
     family, plan = plan_checkpoint(options.checkpoint)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
+    plan = in_precision(plan, options.precision)
     models = [_traced(graph, progress) for graph in plan.graphs]
     progress.finish()
     workspace = _workspace(options.bundle)
     try:
-        manifest = _write(workspace, options.checkpoint, family.name, plan, models, progress)
+        manifest = _write(workspace, options, family.name, plan, models, progress)
         if options.bundle.exists():
             shutil.rmtree(options.bundle)
         workspace.rename(options.bundle)
@@ -155,12 +160,13 @@ def _workspace(bundle: Path) -> Path:
 
 def _write(
     folder: Path,
-    checkpoint: Path,
+    options: ExportOptions,
     family: str,
     plan: ExportPlan,
     models: list[ir.Model],
     progress: Progress,
 ) -> Manifest:
+    checkpoint = options.checkpoint
     progress.start("writing weights", sum(weight_bytes(model) for model in models))
     specs = []
     for graph, model in zip(plan.graphs, models, strict=True):
@@ -177,7 +183,7 @@ def _write(
         schema_version=SCHEMA_VERSION,
         family=family,
         variant=plan.variant,
-        precision="float32",
+        precision=options.precision,
         dimensions=plan.dimensions,
         graphs=tuple(specs),
         kv_layout=plan.kv_layout,
