@@ -64,8 +64,14 @@ class OpenedBundle:
         return np.where(prompt.image_mask, IMAGE_TOKEN, prompt.input_ids)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Runs a graph before the decoder; inputs that it does not have are passed over."""
-        return self._model.run(graph, inputs)
+        """Runs a graph before the decoder; inputs that it does not have are passed over.
+
+        PyTorch's values come as float32 whatever its dtype, so they are cast to that of the port,
+        which loses nothing.
+        """
+        ports = self._model.manifest.graph(graph).inputs
+        cast = {port.name: inputs[port.name].astype(port.dtype, copy=False) for port in ports}
+        return self._model.run(graph, cast)
 
     def greedy(
         self,
