@@ -74,9 +74,7 @@ class TracedModule:
     dtype: torch.dtype = torch.float32
 
 
-def build_on_meta(
-    build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32
-) -> nn.Module:
+def build_on_meta(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
     """Builds a module whose parameters have no storage and whose computed buffers have values.
 
     transformers models initialise their own non-persistent buffers (`_init_weights`), which is

@@ -36,7 +36,5 @@ def _name_precision(node: ir.Node) -> bool:
         return False
     if "softmax_precision" in node.attributes:  # case 2
         return False
-    node.attributes["softmax_precision"] = ir.AttrInt64(
-        "softmax_precision", int(ir.DataType.FLOAT)
-    )
+    node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", int(ir.DataType.FLOAT))
     return True

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 import vlmport
 from vlmport.contract import (
@@ -19,10 +19,11 @@ from vlmport.contract import (
     GraphSpec,
     Manifest,
     ModelDimensions,
+    Precision,
     SourceCheckpoint,
     TensorSpec,
 )
-from vlmport.errors import ExportError
+from vlmport.errors import ExportError, close_matches
 from vlmport.export.family import plan_checkpoint
 from vlmport.export.precision import in_precision
 from vlmport.export.stream import save_graph, weight_bytes
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vlmport.api.progress import Progress
-    from vlmport.contract import Precision
     from vlmport.export.family import ExportPlan
     from vlmport.export.tracing import TracedModule
 
@@ -97,7 +97,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
     progress.start("reading the checkpoint")
     family, plan = plan_checkpoint(options.checkpoint)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
-    plan = in_precision(plan, options.precision)
+    plan = in_precision(plan, _known_precision(options.precision))
     models = [_traced(graph, progress) for graph in plan.graphs]
     progress.finish()
     workspace = _workspace(options.bundle)
@@ -141,6 +141,14 @@ def _dimensions(plan: ExportPlan, max_length: int | None) -> ModelDimensions:
         )
         raise ExportError(msg)
     return replace(plan.dimensions, max_length=max_length)
+
+
+def _known_precision(precision: str) -> Precision:
+    known = get_args(Precision)
+    if precision not in known:
+        msg = f"precision: found {precision!r}; {close_matches(precision, known)}"
+        raise ExportError(msg)
+    return cast("Precision", precision)
 
 
 def _traced(graph: TracedModule, progress: Progress) -> ir.Model:

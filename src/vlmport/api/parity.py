@@ -18,7 +18,7 @@ from vlmport.api.builtin_cases import make_cases
 from vlmport.api.parity_answers import ERROR_BIN_EDGES
 from vlmport.api.parity_compare import compare
 from vlmport.api.parity_report import REPORT_SCHEMA_VERSION, ParityReport, worst_verdict
-from vlmport.api.tolerances import TOLERANCES, near_tie_margin
+from vlmport.api.tolerances import TOLERANCES
 from vlmport.errors import InputError, ParityError
 from vlmport.manifest import file_entry, load_manifest
 
@@ -82,10 +82,18 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
     wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
     cases, skipped = select_cases(wanted, model)
     progress.start("loading the PyTorch model")
-    reference = load_reference(options.checkpoint)
+    precision = manifest.precision
+    reference = load_reference(options.checkpoint, precision)
+    float32 = None if precision == "float32" else load_reference(options.checkpoint)
     progress.finish()
     reports = compare(
-        reference, model, cases, options.max_new_tokens, progress, precision=manifest.precision
+        reference,
+        model,
+        cases,
+        options.max_new_tokens,
+        progress,
+        precision=precision,
+        float32=float32,
     )
     report = make_report(options, manifest, reports, backend=model.backend, skipped=skipped)
     return replace(report, seconds=time.perf_counter() - started)
@@ -162,7 +170,6 @@ def make_report(
         versions=_versions(),
         max_new_tokens=options.max_new_tokens,
         tolerances=tuple(row for row in TOLERANCES if row.precision == precision),
-        near_tie_margin=near_tie_margin(precision),
         error_bin_edges=ERROR_BIN_EDGES,
         cases=tuple(cases),
         skipped=tuple(skipped),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vlmport.cli.progress import RichProgress
 
+if TYPE_CHECKING:
+    from vlmport.contract import Precision
+
 __all__ = ["export_command"]
+
+_PRECISIONS: dict[str, Precision] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def export_command(
@@ -22,6 +27,12 @@ def export_command(
             help="Most tokens, of text and images, in one sequence; else what the model supports.",
         ),
     ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(
+            help="Element type of weights and computation. ONNX Runtime on a CPU has no bf16."
+        ),
+    ] = "fp32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle.")] = False,
 ) -> None:
     """Turn a [bold]checkpoint[/bold] into a [bold]bundle[/bold] of ONNX graphs.
@@ -33,11 +44,17 @@ def export_command(
     """
     from vlmport.api.export import ExportOptions, export
 
-    options = ExportOptions(checkpoint, bundle, max_length=max_length, overwrite=overwrite)
+    options = ExportOptions(
+        checkpoint,
+        bundle,
+        max_length=max_length,
+        overwrite=overwrite,
+        precision=_PRECISIONS[precision],
+    )
     with RichProgress() as progress:
         report = export(options, progress)
     size = sum(entry.size for entry in report.manifest.files)
-    typer.echo(f"{report.bundle}: {report.manifest.variant}")
+    typer.echo(f"{report.bundle}: {report.manifest.variant}, {report.manifest.precision}")
     for graph in report.manifest.graphs:
         typer.echo(f"  {graph.file:<24} {graph.parameter_bytes / 1e6:>10.1f} MB of weights")
     typer.echo(f"  {'all files':<24} {size / 1e6:>10.1f} MB, written in {report.seconds:.1f} s")
