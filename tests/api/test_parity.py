@@ -87,7 +87,9 @@ class OpenedFake(FakeModel):
 def opened(monkeypatch: pytest.MonkeyPatch) -> OpenedFake:
     model = OpenedFake()
     monkeypatch.setattr("vlmport.api.parity_bundle.open_bundle", lambda bundle: model)
-    monkeypatch.setattr("vlmport.export.family.load_reference", lambda path: model.reference)
+    monkeypatch.setattr(
+        "vlmport.export.family.load_reference", lambda path, precision="float32": model.reference
+    )
     return model
 
 

@@ -55,7 +55,8 @@ def _worst_error(case: CaseReport) -> float:
 
 def _limit(cases: Sequence[CaseReport]) -> float:
     """The widest limit of the cases' logits; that of half precision differs from case to case."""
-    return max((case.logits_limit or 0.0 for case in cases), default=0.0)
+    # Without an answer there is nothing to draw a limit beside, but the axis needs a place for it.
+    return max((case.logits_limit for case in cases if case.logits_limit), default=1.0)
 
 
 def _bars(report: ParityReport) -> str:
