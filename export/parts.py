@@ -74,7 +74,7 @@ class Parts:
         tower = AutoModel.from_config(self.tower, dtype=torch.get_default_dtype())
         return cast("PreTrainedModel", tower)
 
-    def build_language_model(self, attention: str) -> PreTrainedModel:
+    def build_language_model(self, attention: str = "sdpa") -> PreTrainedModel:
         """The causal language model, on the current default device and in the default dtype.
 
         Args:

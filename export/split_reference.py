@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlmport.export.precision import default_dtype
 from vlmport.export.reference import IMAGE_TOKEN, ReferenceAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
@@ -156,14 +157,19 @@ def generated(
     return ReferenceAnswer(prompt_ids, token_ids, logits, text)
 
 
-def load_module(module: ModuleT, prefix: str, store: TensorStore) -> ModuleT:
-    """Gives a module its weights from a store, in the dtype in which it was built.
+def load_module(
+    build: Callable[[], ModuleT], prefix: str, store: TensorStore, dtype: torch.dtype
+) -> ModuleT:
+    """Builds a module in a dtype and gives it its weights from a store.
 
     Args:
-        module: built on the CPU.
+        build: makes the module.
         prefix: what the store's names have before the module's own ("vision_tower.").
         store: tensors of the checkpoint; parameters it leaves out keep their initial values.
+        dtype: the default one while the module is built.
     """
+    with default_dtype(dtype):
+        module = build()
     names = [name for name in module.state_dict() if prefix + name in store.entries]
     state = {name: torch.from_numpy(store.read(prefix + name).astype(np.float32)) for name in names}
     module.load_state_dict(state, strict=False)

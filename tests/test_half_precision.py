@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 FLOAT16: Precision = "float16"
 BFLOAT16: Precision = "bfloat16"
-FAST = (
+FAST: tuple[tuple[Recipe, Precision], ...] = (
     (Recipe("llama", "siglip", "mlp2x_gelu", layout="transformers"), FLOAT16),
     (Recipe("phi", "clip", "resampler", "pad", "cls_patch", dtype=torch.bfloat16), BFLOAT16),
 )
-SLOW = tuple(
+SLOW: tuple[tuple[Recipe, Precision], ...] = tuple(
     (recipe, precision)
     for recipe in (
         Recipe("stablelm", "siglip", "linear", layout="separate", seed=2),

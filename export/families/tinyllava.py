@@ -31,7 +31,6 @@ from vlmport.export.checkpoint import Checkpoint, weight_files
 from vlmport.export.family import ExportPlan, Family
 from vlmport.export.hf_reference import WholeModelReference
 from vlmport.export.parts import Parts, part_store
-from vlmport.export.precision import default_dtype
 from vlmport.export.processor_files import (
     chat_template,
     fast_tokenizer,
@@ -193,24 +192,20 @@ def _plan_factory(
     if layout == "factory-separate":
         groups = [(weight_files(checkpoint.path / n), r) for n, r in _SEPARATE.items()]
     else:
-        rules = _BENCH if layout == "bench" else _MERGED
-        groups = [(weight_files(checkpoint.path), rules)]
+        groups = [(weight_files(checkpoint.path), _BENCH if layout == "bench" else _MERGED)]
     processor = load_image_processor(checkpoint.path, tower.model_type, tower.image_size)
     shared = _Shared(checkpoint, parts, processor, groups, pads=aspect == "pad")
     special = special_tokens(checkpoint.path, shared.tokenizer, None)
 
     def reference(dtype: torch.dtype) -> Reference:
-        with default_dtype(dtype):
-            tower, projector = parts.build_tower(), connector()
-            language_model = parts.build_language_model("sdpa")
         return SplitReference(
             image_processor=processor,
             pad_colour=shared.image.pad_to_square,
-            vision_tower=load_module(tower, _TOWER, shared.store),
+            vision_tower=load_module(parts.build_tower, _TOWER, shared.store, dtype),
             feature_layer=layer,
             drop_first_token=parts.drop_first_token,
-            connector=load_module(projector, "connector.", shared.store),
-            language_model=load_module(language_model, _LM, shared.store),
+            connector=load_module(connector, "connector.", shared.store, dtype),
+            language_model=load_module(parts.build_language_model, _LM, shared.store, dtype),
             tokenizer=shared.tokenizer,
             prompt=prompt,
             special_tokens=special,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ from vlmport.graphs.passes.fuse_rms_norm import FuseRmsNormPass
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 GRAPH = """
 g (float[B, 3, 8] x, float[{scale}] scale) => (float[B, 3, 8] y)
@@ -111,7 +113,7 @@ def test_keeps_the_casts_outside_when_the_scale_is_applied_in_float32(tmp_path: 
     model = build(
         text.replace("y = Mul(scale, normal)", "y = Mul(scale, normal)\n z = Cast<to=10>(y)")
     )
-    inputs = {
+    inputs: dict[str, NDArray[Any]] = {
         "x": np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float16),
         "scale": np.linspace(0.5, 2, 8).astype(np.float32),
     }
