@@ -64,7 +64,8 @@ def half_cases() -> tuple[Case, ...]:
 def check(recipe: Recipe, precision: Precision, folder: Path) -> tuple[Path, Path, Manifest]:
     """Exports and compares; the fusions of float32 must have fired."""
     checkpoint, bundle = make_checkpoint(folder / "checkpoint", recipe), folder / "bundle"
-    report = export(ExportOptions(checkpoint, bundle, precision=precision), SilentProgress())
+    short = {FLOAT16: "fp16", BFLOAT16: "bf16"}[precision]
+    report = export(ExportOptions(checkpoint, bundle, precision=short), SilentProgress())
     manifest = report.manifest
     assert (manifest.precision, manifest.kv_layout.dtype) == (precision, precision)
     operators = manifest.graph("decoder").operators

@@ -85,9 +85,8 @@ def test_the_reference_is_loaded_in_the_dtype_with_the_stored_bits(checkpoint: P
 
 
 def test_an_unknown_precision_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    wrong: Any = "float8"
-    options = ExportOptions(checkpoint, tmp_path / "bundle", precision=wrong)
-    expected = r"precision: found 'float8'; did you mean float.*known: bfloat16, float16, float32"
+    options = ExportOptions(checkpoint, tmp_path / "bundle", precision="fp8")
+    expected = r"precision: found 'fp8'; did you mean fp.*known: bf16, fp16, fp32"
     with pytest.raises(ExportError, match=expected):
         export(options, SilentProgress())
     assert list(tmp_path.iterdir()) == []

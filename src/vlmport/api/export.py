@@ -10,7 +10,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import vlmport
 from vlmport.contract import (
@@ -44,6 +45,9 @@ __all__ = ["ExportOptions", "ExportReport", "export"]
 # Lengths of the dynamic axes during a trace: all different and above one, so that the tracer
 # assumes neither equality nor broadcasting.
 _SAMPLE_LENGTHS = {"batch": 2, "sequence_length": 3, "capacity": 7, "num_images": 2}
+_PRECISIONS: MappingProxyType[str, Precision] = MappingProxyType(
+    {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+)
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
 
@@ -57,14 +61,14 @@ class ExportOptions:
         bundle: folder to write.
         max_length: most tokens of a sequence; None for what the model supports.
         overwrite: whether an existing bundle is replaced.
-        precision: element type in which the graphs compute.
+        precision: element type in which the graphs compute: "fp32", "fp16" or "bf16".
     """
 
     checkpoint: Path
     bundle: Path
     max_length: int | None = None
     overwrite: bool = False
-    precision: Precision = "float32"
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +147,11 @@ def _dimensions(plan: ExportPlan, max_length: int | None) -> ModelDimensions:
     return replace(plan.dimensions, max_length=max_length)
 
 
-def _known_precision(precision: str) -> Precision:
-    known = get_args(Precision)
-    if precision not in known:
-        msg = f"precision: found {precision!r}; {close_matches(precision, known)}"
+def _known_precision(name: str) -> Precision:
+    if name not in _PRECISIONS:
+        msg = f"precision: found {name!r}; {close_matches(name, _PRECISIONS)}"
         raise ExportError(msg)
-    return cast("Precision", precision)
+    return _PRECISIONS[name]
 
 
 def _traced(graph: TracedModule, progress: Progress) -> ir.Model:
@@ -191,7 +194,7 @@ def _write(
         schema_version=SCHEMA_VERSION,
         family=family,
         variant=plan.variant,
-        precision=options.precision,
+        precision=_known_precision(options.precision),
         dimensions=plan.dimensions,
         graphs=tuple(specs),
         kv_layout=plan.kv_layout,

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from vlmport.cli.progress import RichProgress
 
-if TYPE_CHECKING:
-    from vlmport.contract import Precision
-
 __all__ = ["export_command"]
-
-_PRECISIONS: dict[str, Precision] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def export_command(
@@ -49,7 +44,7 @@ def export_command(
         bundle,
         max_length=max_length,
         overwrite=overwrite,
-        precision=_PRECISIONS[precision],
+        precision=precision,
     )
     with RichProgress() as progress:
         report = export(options, progress)
