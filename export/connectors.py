@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -20,6 +21,8 @@ from vlmport.export.wrappers.query_transformer import QueryTransformer, QueryTra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import torch
 
     from vlmport.export.checkpoint import Checkpoint
     from vlmport.export.tensor_store import TensorStore, WeightFile
@@ -44,7 +47,7 @@ class Connector:
 
     build: Callable[[], nn.Module]
     tokens: int | None
-    reference: Callable[[TensorStore], nn.Module]
+    reference: Callable[[TensorStore, torch.dtype], nn.Module]
 
 
 def choose_connector(
@@ -79,20 +82,20 @@ def choose_connector(
         layers = int(checkpoint.config.get("num_resampler_layers") or 3)
         return _same(lambda: PerceiverResampler(vision, hidden, queries, layers), queries)
     if kind == INTERLEAVED:
-        reference = ReferenceInterleavedMlps
+        mlps = partial(ReferenceInterleavedMlps, vision, hidden)
         return Connector(
             lambda: InterleavedMlps(vision, hidden),
             2 * vision_tokens,
-            lambda store: load_module(reference(vision, hidden), _PREFIX, store),
+            lambda store, dtype: load_module(mlps, _PREFIX, store, dtype),
         )
     if kind == "qformer":
         sizes = QueryTransformerSizes(found, _PREFIX)
         form = (vision, hidden, queries, sizes)
-        load = load_query_transformer
+        original = partial(ReferenceQueryTransformer, *form)
         return Connector(
             lambda: QueryTransformer(*form),
             queries,
-            lambda store: load(ReferenceQueryTransformer(*form), _PREFIX, store),
+            lambda store, dtype: load_query_transformer(original, _PREFIX, store, dtype),
         )
     msg = (
         f"{checkpoint.path}/config.json: connector {kind!r} is not supported; "
@@ -113,4 +116,4 @@ def _identity(checkpoint: Checkpoint, vision: int, hidden: int) -> Connector:
 
 def _same(build: Callable[[], nn.Module], tokens: int | None) -> Connector:
     """A connector of plain torch layers, which the reference runs as they are."""
-    return Connector(build, tokens, lambda store: load_module(build(), _PREFIX, store))
+    return Connector(build, tokens, lambda store, dtype: load_module(build, _PREFIX, store, dtype))

@@ -13,11 +13,13 @@ from vlmport.contract import AnswerFormat, TextAnswers
 from vlmport.errors import CheckpointError, ExportError, close_matches
 from vlmport.export.checkpoint import open_checkpoint
 from vlmport.export.outside_families import family_of_file, installed_objects
+from vlmport.export.precision import TORCH_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
     from tokenizers import Tokenizer
 
     from vlmport.contract import (
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         ImagePreprocessing,
         KVLayout,
         ModelDimensions,
+        Precision,
         PromptFormat,
         SpecialTokens,
     )
@@ -67,7 +70,7 @@ class ExportPlan:
         generation: defaults of generation.
         tokenizer: written as tokenizer.json.
         source_files: files of the checkpoint that the bundle depends on.
-        reference: loads the PyTorch model with its weights.
+        reference: loads the PyTorch model with its weights, in a dtype.
         answers: what an answer is made of.
     """
 
@@ -84,7 +87,7 @@ class ExportPlan:
     generation: GenerationDefaults
     tokenizer: Tokenizer
     source_files: tuple[Path, ...]
-    reference: Callable[[], Reference]
+    reference: Callable[[torch.dtype], Reference]
     answers: AnswerFormat = _TEXT_ANSWERS
 
 
@@ -200,17 +203,21 @@ def plan_checkpoint(
 
 
 def load_reference(
-    path: Path, family_file: Path | None = None, prompt_template: str | None = None
+    path: Path,
+    precision: Precision = "float32",
+    family_file: Path | None = None,
+    prompt_template: str | None = None,
 ) -> Reference:
-    """Loads the PyTorch model of a checkpoint, with its weights, in float32 on the CPU.
+    """Loads the PyTorch model of a checkpoint, with its weights, on the CPU.
 
     Args:
         path: folder of the checkpoint.
+        precision: element type of the weights and of the computation.
         family_file: as `plan_checkpoint` takes it.
         prompt_template: as `plan_checkpoint` takes it.
     """
     _, plan = plan_checkpoint(path, family_file, prompt_template)
-    return plan.reference()
+    return plan.reference(TORCH_DTYPES[precision])
 
 
 def _not_a_family(value: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vlmport.export.reference import IMAGE_TOKEN
-from vlmport.export.split_reference import generated
+from vlmport.export.split_reference import generated, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ __all__ = ["WholeModelReference"]
 
 @dataclass(frozen=True, slots=True)
 class WholeModelReference:
-    """A `...ForConditionalGeneration` with its processor, in float32 on the CPU.
+    """A `...ForConditionalGeneration` with its processor, on the CPU.
 
     Attributes:
         model: the transformers model; its classes share no static type with these parts.
@@ -49,12 +49,13 @@ class WholeModelReference:
         """What a graph before the decoder computes; see `Reference.run`."""
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         if graph == "vision_encoder":
-            return {"vision_features": _numpy(self._vision(tensors["pixel_values"]))}
+            return {"vision_features": to_numpy(self._vision(tensors["pixel_values"]))}
         if graph == "projector":
-            projected = self.model.model.multi_modal_projector(tensors["vision_features"])
-            return {"image_features": _numpy(projected)}
+            features = tensors["vision_features"].to(self.model.dtype)
+            projected = self.model.model.multi_modal_projector(features)
+            return {"image_features": to_numpy(projected)}
         embed = self.model.get_input_embeddings()
-        return {"inputs_embeds": _numpy(embed(tensors["input_ids"]))}
+        return {"inputs_embeds": to_numpy(embed(tensors["input_ids"]))}
 
     def _vision(self, pixel_values: torch.Tensor) -> torch.Tensor:
         config = self.model.config
@@ -87,7 +88,7 @@ class WholeModelReference:
             for name in ("input_ids", "attention_mask", "pixel_values")
             if name in inputs
         }
-        ids = _numpy(wanted["input_ids"][0]).astype(np.int64)
+        ids = to_numpy(wanted["input_ids"][0]).astype(np.int64)
         return generated(
             self.model,
             self.processor.tokenizer,
@@ -96,8 +97,3 @@ class WholeModelReference:
             max_new_tokens,
             self.special_tokens.eos_token_ids,
         )
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    return array

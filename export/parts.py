@@ -95,13 +95,13 @@ class Parts:
         return kv_layout(self.text)
 
     def build_tower(self, name: str = "vision_tower") -> PreTrainedModel:
-        """A whole tower as the checkpoint has it, on the current default device.
+        """A whole tower as the checkpoint has it, on the current default device and dtype.
 
         Args:
             name: prefix of its weights.
         """
         # Without a dtype, the one that a half-precision checkpoint's config names would be used.
-        tower = AutoModel.from_config(self.towers[name], dtype=torch.float32)
+        tower = AutoModel.from_config(self.towers[name], dtype=torch.get_default_dtype())
         return cast("PreTrainedModel", tower)
 
     def build_graph_tower(self, name: str) -> PreTrainedModel:
@@ -109,11 +109,11 @@ class Parts:
         config = copy.deepcopy(self.towers[name])
         if self.side is not None:
             config.image_size = self.side
-        tower = AutoModel.from_config(config, dtype=torch.float32)
+        tower = AutoModel.from_config(config, dtype=torch.get_default_dtype())
         return cast("PreTrainedModel", tower)
 
-    def build_language_model(self, attention: str) -> PreTrainedModel:
-        """The causal language model, on the current default device.
+    def build_language_model(self, attention: str = "sdpa") -> PreTrainedModel:
+        """The causal language model, on the current default device and in the default dtype.
 
         Args:
             attention: name of a registered attention function.
@@ -165,7 +165,7 @@ class Parts:
 
 
 def causal_language_model(config: PretrainedConfig, attention: str) -> PreTrainedModel:
-    """The causal language model of a config, on the current default device.
+    """The causal language model of a config, on the current default device and dtype.
 
     Args:
         config: is not changed.
@@ -173,7 +173,7 @@ def causal_language_model(config: PretrainedConfig, attention: str) -> PreTraine
     """
     # transformers writes the attention's name into the config that it is given.
     model = AutoModelForCausalLM.from_config(
-        copy.deepcopy(config), attn_implementation=attention, dtype=torch.float32
+        copy.deepcopy(config), attn_implementation=attention, dtype=torch.get_default_dtype()
     )
     return cast("PreTrainedModel", model)
 

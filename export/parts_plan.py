@@ -13,6 +13,8 @@ from vlmport.export.processor_files import fast_tokenizer, image_preprocessing, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import torch
+
     from vlmport.contract import PromptFormat, SpecialTokens
     from vlmport.export.checkpoint import Checkpoint
     from vlmport.export.parts import Parts
@@ -69,7 +71,7 @@ class PartsPlan:
         variant: str,
         prompt: PromptFormat,
         tokens: SpecialTokens,
-        reference: Callable[[], Reference],
+        reference: Callable[[torch.dtype], Reference],
     ) -> ExportPlan:
         """The plan, with what the layout decided.
 
@@ -78,7 +80,7 @@ class PartsPlan:
             variant: the parts, for people.
             prompt: prompt form.
             tokens: ids with a meaning.
-            reference: loads the PyTorch model.
+            reference: loads the PyTorch model in a dtype.
         """
         text = self.parts.text
         return ExportPlan(

@@ -36,7 +36,11 @@ class ReferenceAnswer:
 
 
 class Reference(Protocol):
-    """A PyTorch model with its transformers processors, on the CPU."""
+    """A PyTorch model with its transformers processors, on the CPU.
+
+    Whatever the model's dtype, floating-point arrays come out as float32, which holds all values of
+    the half-precision types, and go in as float32, to be cast where transformers casts them.
+    """
 
     def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture with transformers: inputs of the image graphs by name."""

@@ -16,6 +16,8 @@ from vlmport.export.split_reference import load_module
 from vlmport.export.wrappers.query_transformer import HEAD_DIM, NORM_EPSILON
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vlmport.export.tensor_store import TensorStore
     from vlmport.export.wrappers.query_transformer import QueryTransformerSizes
 
@@ -67,18 +69,24 @@ class ReferenceQueryTransformer(nn.Module):
 
 
 def load_query_transformer(
-    module: ReferenceQueryTransformer, prefix: str, store: TensorStore
+    build: Callable[[], ReferenceQueryTransformer],
+    prefix: str,
+    store: TensorStore,
+    dtype: torch.dtype,
 ) -> ReferenceQueryTransformer:
-    """Gives the module its weights, whose names are those of the original BERT.
+    """Builds the module and gives it its weights, whose names are those of the original BERT.
 
     Args:
-        module: built on the CPU.
+        build: makes the module.
         prefix: what the store's names begin with.
         store: tensors of the checkpoint.
+        dtype: element type of the module.
     """
-    return load_module(
-        module, prefix, store, lambda name: name.replace("attention.attention.", "attention.self.")
-    )
+
+    def stored_name(name: str) -> str:
+        return name.replace("attention.attention.", "attention.self.")
+
+    return load_module(build, prefix, store, dtype, stored_name)
 
 
 class ReferenceInterleavedMlps(nn.Module):

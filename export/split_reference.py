@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlmport.export.precision import default_dtype
 from vlmport.export.reference import IMAGE_TOKEN, ReferenceAnswer
 from vlmport.export.wrappers.vision import feature_name
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vlmport.contract import PromptFormat, SpecialTokens
     from vlmport.export.tensor_store import TensorStore
 
-__all__ = ["SplitReference", "generated", "load_module"]
+__all__ = ["SplitReference", "generated", "load_module", "to_numpy"]
 
 ModuleT = TypeVar("ModuleT", bound="nn.Module")
 
@@ -70,13 +71,14 @@ class SplitReference:
         """What a graph before the decoder computes; see `Reference.run`."""
         if graph == "vision_encoder":
             features = self._vision(_tensor(inputs, "pixel_values"))
-            return {feature_name(index): _numpy(one) for index, one in enumerate(features)}
+            return {feature_name(index): to_numpy(one) for index, one in enumerate(features)}
         if graph == "projector":
             names = [feature_name(index) for index in range(len(self._towers))]
-            projected = self._project([_tensor(inputs, name) for name in names])
-            return {"image_features": _numpy(projected)}
+            dtype = self.language_model.dtype
+            projected = self._project([_tensor(inputs, name).to(dtype) for name in names])
+            return {"image_features": to_numpy(projected)}
         embed = cast("Any", self.language_model.get_input_embeddings())
-        return {"inputs_embeds": _numpy(embed(_tensor(inputs, "input_ids")))}
+        return {"inputs_embeds": to_numpy(embed(_tensor(inputs, "input_ids")))}
 
     @torch.no_grad()
     def greedy(
@@ -170,9 +172,9 @@ def generated(
         return_dict_in_generate=True,
     )
     steps = len(output.logits)
-    token_ids = _numpy(output.sequences[0, -steps:]).astype(np.int64)
+    token_ids = to_numpy(output.sequences[0, -steps:]).astype(np.int64)
     text = cast("Any", tokenizer).decode(token_ids, skip_special_tokens=True)
-    logits = np.concatenate([_numpy(step) for step in output.logits]).astype(np.float32)
+    logits = np.concatenate([to_numpy(step) for step in output.logits]).astype(np.float32)
     # As the runtime hands out the logits of tokens that are never chosen.
     never = cast("Any", model).generation_config.bad_words_ids or []
     logits[:, [token for (token,) in never]] = np.finfo(np.float32).min
@@ -180,19 +182,23 @@ def generated(
 
 
 def load_module(
-    module: ModuleT,
+    build: Callable[[], ModuleT],
     prefix: str,
     store: TensorStore,
+    dtype: torch.dtype,
     stored_name: Callable[[str], str] = str,
 ) -> ModuleT:
-    """Gives a module its weights from a store, in float32.
+    """Builds a module in a dtype and gives it its weights from a store.
 
     Args:
-        module: built on the CPU.
+        build: makes the module.
         prefix: what the store's names have before the module's own ("vision_tower.").
         store: tensors of the checkpoint; parameters it leaves out keep their initial values.
+        dtype: the default one while the module is built.
         stored_name: the module's own name of a parameter -> its name in the store.
     """
+    with default_dtype(dtype):
+        module = build()
     names = {name: prefix + stored_name(name) for name in module.state_dict()}
     state = {
         name: torch.from_numpy(store.read(stored).astype(np.float32))
@@ -202,6 +208,13 @@ def load_module(
     module.load_state_dict(state, strict=False)
     module.eval()
     return module
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    """A tensor's values; those of any floating-point dtype as float32, which holds them all."""
+    plain = tensor.detach().cpu()
+    array: NDArray[Any] = (plain.float() if plain.is_floating_point() else plain).numpy()
+    return array
 
 
 def _squared(image: Image.Image, colour: tuple[int, int, int] | None) -> Image.Image:
@@ -217,8 +230,3 @@ def _squared(image: Image.Image, colour: tuple[int, int, int] | None) -> Image.I
 
 def _tensor(inputs: Mapping[str, NDArray[Any]], name: str) -> torch.Tensor:
     return torch.from_numpy(inputs[name])
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    return array

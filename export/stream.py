@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from vlmport.errors import ExportError
 from vlmport.export.recipe import PlannedWeight, planned
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def save_graph(model: ir.Model, path: Path, store: TensorStore, progress: BytePr
         progress: is told of every block.
 
     Raises:
+        ExportError: if a weight does not fit into float16.
         OSError: if the disk is full or not writable; the caller removes what was written.
     """
     data_path = path.with_name(path.name + ".data")
@@ -109,7 +111,7 @@ def _write_weight(
     row = 0  # of the concatenation of the sources
     for source in recipe.sources:
         for block in _row_blocks(store, source):
-            cast = np.ascontiguousarray(block, dtype)
+            cast = _cast(block, dtype, source)
             if recipe.transpose:
                 _write_columns(descriptor, item, cast, row)
             else:
@@ -117,6 +119,20 @@ def _write_weight(
                 _write_all(descriptor, cast, item.offset + row * row_bytes)
             row += block.shape[0] if block.ndim else 1
             progress(cast.nbytes)
+
+
+def _cast(block: NDArray[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
+    """The block in another element type, rounded to nearest, ties to even, as PyTorch does."""
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(block, dtype)
+    if dtype == np.float16 and np.isinf(cast).any():
+        largest = float(np.abs(block.astype(np.float64)).max())
+        msg = (
+            f"{name}: holds values up to {largest:.3g}; float16 ends at 65504; export with "
+            "--precision bf16 or fp32"
+        )
+        raise ExportError(msg)
+    return cast
 
 
 def _row_blocks(store: TensorStore, name: str) -> Iterator[NDArray[Any]]:

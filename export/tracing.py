@@ -13,6 +13,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -20,11 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from vlmport.errors import ExportError
+from vlmport.export.precision import default_dtype
 from vlmport.export.recipe import PlannedWeight, WeightRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch.export.dynamic_shapes import _DimHint
 
 __all__ = ["OPSET", "GraphPort", "TracedModule", "build_on_meta", "trace"]
@@ -60,6 +63,7 @@ class TracedModule:
             are passed as one list.
         outputs: ports, in the order of the module's results.
         single_inputs: how many inputs are arguments of their own.
+        dtype: element type of the parameters; the default one while `build` runs.
     """
 
     name: str
@@ -67,9 +71,10 @@ class TracedModule:
     inputs: tuple[GraphPort, ...]
     outputs: tuple[GraphPort, ...]
     single_inputs: int
+    dtype: torch.dtype = torch.float32
 
 
-def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+def build_on_meta(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
     """Builds a module whose parameters have no storage and whose computed buffers have values.
 
     transformers models initialise their own non-persistent buffers (`_init_weights`), which is
@@ -77,12 +82,19 @@ def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
 
     Args:
         build: makes the module.
+        dtype: the default one while it does.
 
     Returns:
         The module in evaluation mode; parameters on "meta", buffers on "cpu".
     """
-    with torch.device("meta"), _quiet_transformers():
-        module = build().eval()
+    with default_dtype(dtype), _quiet_transformers():
+        with torch.device("meta"):
+            module = build().eval()
+        _initialise_buffers(module)
+    return module
+
+
+def _initialise_buffers(module: nn.Module) -> None:
     for owner in module.modules():
         initialise = getattr(owner, "_init_weights", None)
         if initialise is None:
@@ -92,7 +104,6 @@ def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
                 for name, buffer in list(part.named_buffers(recurse=False)):
                     part._buffers[name] = torch.empty_like(buffer, device="cpu")
                 initialise(part)
-    return module
 
 
 def trace(graph: TracedModule, sample_lengths: Mapping[str, int]) -> ir.Model:
@@ -109,10 +120,10 @@ def trace(graph: TracedModule, sample_lengths: Mapping[str, int]) -> ir.Model:
     Raises:
         ExportError: if an initializer is neither a parameter nor a computed buffer.
     """
-    module = build_on_meta(graph.build)
+    module = build_on_meta(graph.build, graph.dtype)
     buffers = {name: buffer for name, buffer in module.named_buffers() if not buffer.is_meta}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        _fake_parameters(module)
+        _fake_parameters(module, graph.dtype)
         samples = [_sample(port, sample_lengths) for port in graph.inputs]
         axes = [_dynamic_axes(port) for port in graph.inputs]
         count = graph.single_inputs
@@ -142,14 +153,14 @@ def trace(graph: TracedModule, sample_lengths: Mapping[str, int]) -> ir.Model:
     return model
 
 
-def _fake_parameters(module: nn.Module) -> None:
-    """Replaces meta parameters by fake ones on "cpu"; shared parameters stay shared."""
+def _fake_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Replaces meta parameters by fake ones of `dtype` on "cpu"; shared ones stay shared."""
     made: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 if id(parameter) not in made:
-                    empty = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+                    empty = torch.empty(parameter.shape, dtype=dtype, device="cpu")
                     made[id(parameter)] = nn.Parameter(empty, requires_grad=False)
                 part._parameters[name] = made[id(parameter)]
 
@@ -175,7 +186,7 @@ def _plan_weights(
             dims = [int(length) for length in tensor.shape.numpy()]
             value.const_value = PlannedWeight(name, tensor.dtype, dims, WeightRecipe((name,)))
         elif name in buffers:
-            value.const_value = ir.tensor(buffers[name].detach().numpy(), name=name)
+            value.const_value = ir.tensor(_numpy(buffers[name]), name=name)
         elif isinstance(getattr(tensor, "raw", None), torch._subclasses.FakeTensor):
             unfed.append(name)
     if unfed:
@@ -184,6 +195,15 @@ def _plan_weights(
             "nor buffers that the model initialises; make them buffers set in _init_weights"
         )
         raise ExportError(msg)
+
+
+def _numpy(buffer: torch.Tensor) -> NDArray[Any]:
+    array: NDArray[Any]
+    if buffer.dtype == torch.bfloat16:  # which numpy has not
+        array = buffer.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    else:
+        array = buffer.detach().numpy()
+    return array
 
 
 def _name_axes(model: ir.Model, graph: TracedModule) -> None:

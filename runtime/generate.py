@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,7 +33,8 @@ class Row:
 
     Attributes:
         prompt: the encoded prompt.
-        inputs_embeds: float32 [sequence_length, hidden_size], image features in place.
+        inputs_embeds: [sequence_length, hidden_size] in the bundle's precision, image features in
+            place.
         sampler: chooses tokens.
         stream: turns tokens into text.
         max_new_tokens: most tokens to generate.
@@ -46,7 +47,7 @@ class Row:
     """
 
     prompt: EncodedPrompt
-    inputs_embeds: NDArray[np.float32]
+    inputs_embeds: NDArray[np.floating[Any]]
     sampler: TokenSampler
     stream: TextStream
     max_new_tokens: int
@@ -109,7 +110,7 @@ def check_length(prompt: EncodedPrompt, max_length: int) -> None:
 def make_row(
     request: Request,
     prompt: EncodedPrompt,
-    inputs_embeds: NDArray[np.float32],
+    inputs_embeds: NDArray[np.floating[Any]],
     manifest: Manifest,
     tokenizer: Tokenizer,
     started: float,
@@ -171,19 +172,19 @@ def decode_rows(
 
 
 def fuse_image_features(
-    inputs_embeds: NDArray[np.float32],
+    inputs_embeds: NDArray[np.floating[Any]],
     image_mask: NDArray[np.bool_],
-    image_features: NDArray[np.float32],
-) -> NDArray[np.float32]:
+    image_features: NDArray[np.floating[Any]],
+) -> NDArray[np.floating[Any]]:
     """Replaces the placeholders' embeddings by image features, in reading order.
 
     Args:
-        inputs_embeds: float32 [sequence_length, hidden_size].
+        inputs_embeds: [sequence_length, hidden_size], in the bundle's precision.
         image_mask: bool [sequence_length], True at placeholders.
-        image_features: float32 [num_image_tokens, hidden_size], all images one after the other.
+        image_features: [num_image_tokens, hidden_size], all images one after the other.
 
     Returns:
-        float32 [sequence_length, hidden_size]; a new array.
+        [sequence_length, hidden_size]; a new array.
 
     Source: Liu et al. 2023, "Visual Instruction Tuning", section 4.1.
     """
@@ -192,7 +193,7 @@ def fuse_image_features(
     return fused
 
 
-def _padded(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _padded(rows: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.floating[Any]]:
     if len(rows) == 1:
         return rows[0][None]
     longest = max(len(row) for row in rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class GrowingCache:
         self._layout = layout
         self._batch = batch
         self._max_length = max_length
-        self.arrays: list[NDArray[np.float32]] = []
+        self.arrays: list[NDArray[Any]] = []
         self.capacity = 0
 
     def reserve(self, rows: int, filled: int) -> bool:

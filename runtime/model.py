@@ -193,19 +193,19 @@ class VisionLanguageModel:
         """Renders and tokenizes a chat whose images lie in the prompt as `layouts` say."""
         return self._encoder.encode(messages, layouts)
 
-    def image_features(self, image: PreparedImage) -> NDArray[np.float32]:
-        """One picture's embeddings: float32 [num_image_tokens, hidden_size]."""
+    def image_features(self, image: PreparedImage) -> NDArray[np.floating[Any]]:
+        """One picture's embeddings: [num_image_tokens, hidden_size] in the bundle's precision."""
         features = [self._tile_features(tile) for tile in image.tiles()]
         return np.concatenate(features).reshape(-1, self.manifest.dimensions.hidden_size)
 
-    def _tile_features(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def _tile_features(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
         arrays = inputs
         for graph in self.manifest.image_graphs:
             arrays = {**arrays, **self.run(graph, arrays)}
         features: NDArray[np.float32] = arrays["image_features"]
         return features
 
-    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """The token embedding of int64 [batch, sequence_length]: [.., .., hidden_size]."""
         return self.run("embed_tokens", {"input_ids": input_ids})["inputs_embeds"]
 

@@ -34,7 +34,8 @@ def test_each_verb_has_help_with_an_example(run_cli: RunCli, verb: str) -> None:
 
 
 FORMS = {
-    "export": "CHECKPOINT BUNDLE --max-length --overwrite --family-file",
+    "export": """CHECKPOINT BUNDLE --max-length --precision --overwrite --family-file --mask-decoder
+        --prompt-template""",
     "parity": "CHECKPOINT BUNDLE --image --prompt --max-new-tokens --json --html --family-file",
     "generate": """BUNDLE --image --prompt --messages --max-new-tokens --stop --json --temperature
         --seed --top-k --top-p --min-p --repetition-penalty --frequency-penalty
@@ -155,3 +156,10 @@ def test_the_exit_code_of_parity_follows_its_verdict(
     monkeypatch.setattr("vlmport.api.parity.parity", lambda *_: report)
     monkeypatch.setattr("vlmport.api.parity_render.print_report", lambda *_: None)
     assert run_cli("parity", "checkpoint", "bundle")[0] == code
+
+
+def test_an_unknown_precision_is_wrong_usage(run_cli: RunCli, tmp_path: Path) -> None:
+    code, out, err = run_cli("export", tmp_path, tmp_path / "bundle", "--precision", "int4")
+    assert (code, out) == (2, "")
+    assert "'--precision'" in err
+    assert all(known in err for known in ("fp32", "fp16", "bf16"))

@@ -24,7 +24,7 @@ def test_sizes_follow_from_the_manifest(tmp_path: Path, sample_manifest: Manifes
 
 def test_the_element_type_of_the_cache_counts(tmp_path: Path, sample_manifest: Manifest) -> None:
     half = KVLayout(num_layers=2, num_kv_heads=2, head_dim=16, dtype="bfloat16")
-    save_manifest(tmp_path, replace(sample_manifest, kv_layout=half))
+    save_manifest(tmp_path, replace(sample_manifest, kv_layout=half, precision="bfloat16"))
     assert inspect(tmp_path).kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
 
 

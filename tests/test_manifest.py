@@ -327,3 +327,37 @@ def test_answers_that_make_no_sense_are_refused(bundle: Path, damage: Damage, me
     damaged(bundle, segmenting)
     with pytest.raises(BundleError, match=message):
         load_manifest(damaged(bundle, damage))
+
+
+def test_the_cache_has_the_precision_of_the_bundle(bundle: Path) -> None:
+    damaged(bundle, lambda document: document.update(precision="float16"))
+    expected = r'kv_layout.dtype: found "float32"; expected "float16", as in precision'
+    with pytest.raises(BundleError, match=expected):
+        load_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "expected"),
+    [
+        ("past_key_values.0.key", "float32", "bfloat16"),
+        ("inputs_embeds", "float32", "bfloat16"),
+        ("logits", "bfloat16", "float32"),
+    ],
+)
+def test_the_ports_of_the_decoder_have_the_precision_of_the_bundle(
+    bundle: Path, name: str, found: str, expected: str
+) -> None:
+    def damage(document: Json) -> None:
+        document["precision"] = document["kv_layout"]["dtype"] = "bfloat16"
+        decoder = next(graph for graph in document["graphs"] if graph["name"] == "decoder")
+        decoder["inputs"].append({"name": name, "dtype": found, "shape": ["batch", 2]})
+
+    message = rf'inputs\[1\]\.dtype: {name} is "{found}"; expected "{expected}", as precision is'
+    with pytest.raises(BundleError, match=message):
+        load_manifest(damaged(bundle, damage))
+
+
+def test_an_unknown_precision_is_refused(bundle: Path) -> None:
+    damaged(bundle, lambda document: document.update(precision="float8"))
+    with pytest.raises(BundleError, match=r"precision.*'float32', 'float16' or 'bfloat16'"):
+        load_manifest(bundle)

@@ -42,7 +42,7 @@ from vlmport.export.processor_files import (
     special_tokens,
 )
 from vlmport.export.reference import IMAGE_TOKEN
-from vlmport.export.split_reference import generated
+from vlmport.export.split_reference import generated, to_numpy
 from vlmport.export.tracing import build_on_meta
 from vlmport.export.weight_match import collect_tensors, match_weights, tensor_shapes
 from vlmport.export.wrappers.connectors import patch_projector_module
@@ -106,9 +106,9 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
     image_tokens = ImageTokens("rows", _IMAGE, 1, "", _ROW_END, "")
     prompt = PromptFormat(_TEMPLATE, _IMAGE, image_tokens, "image_first", True, _COORDINATES)
 
-    def reference() -> Reference:
+    def reference(dtype: torch.dtype) -> Reference:
         model: Any = transformers.FuyuForCausalLM.from_pretrained(
-            checkpoint.path, dtype="float32", local_files_only=True
+            checkpoint.path, dtype=dtype, local_files_only=True
         )
         own = transformers.FuyuProcessor(processor, load_tokenizer(checkpoint.path))
         return _FuyuReference(model.eval(), own, special)
@@ -294,7 +294,7 @@ def _store(checkpoint: Checkpoint, config: FuyuConfig, files: Sequence[WeightFil
 
 @dataclass(frozen=True, slots=True)
 class _FuyuReference:
-    """FuyuForCausalLM with FuyuProcessor, in float32 on the CPU."""
+    """FuyuForCausalLM with FuyuProcessor, on the CPU."""
 
     model: Any  # of transformers, which share no static type with these parts
     processor: Any
@@ -303,7 +303,7 @@ class _FuyuReference:
     def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture with transformers: image_patches [num_patches, length]."""
         inputs = self.greedy_inputs("", [image])
-        return {"image_patches": inputs["pixel_values"].numpy()}
+        return {"image_patches": to_numpy(inputs["pixel_values"])}
 
     @torch.no_grad()
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -311,9 +311,9 @@ class _FuyuReference:
         if graph == "projector":
             patches = torch.from_numpy(inputs["image_patches"])
             features = self.model.model.get_image_features(patches, return_dict=True)
-            return {"image_features": features.last_hidden_state.numpy()}
+            return {"image_features": to_numpy(features.last_hidden_state)}
         embed = self.model.get_input_embeddings()
-        return {"inputs_embeds": embed(torch.from_numpy(inputs["input_ids"])).numpy()}
+        return {"inputs_embeds": to_numpy(embed(torch.from_numpy(inputs["input_ids"])))}
 
     @torch.no_grad()
     def greedy(

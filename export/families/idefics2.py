@@ -39,7 +39,7 @@ from vlmport.export.processor_files import (
     suppressed_tokens,
 )
 from vlmport.export.reference import IMAGE_TOKEN
-from vlmport.export.split_reference import generated
+from vlmport.export.split_reference import generated, to_numpy
 from vlmport.export.tracing import build_on_meta
 from vlmport.export.weight_match import collect_tensors, match_weights
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
@@ -90,10 +90,10 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
     template = chat_template(checkpoint.path, tokenizer) or _NO_ROLES
     special = _special_tokens(checkpoint, tokenizer, template, config.image_token_id)
 
-    def reference() -> Reference:
+    def reference(dtype: torch.dtype) -> Reference:
         return _Reference(
             transformers.Idefics2ForConditionalGeneration.from_pretrained(
-                checkpoint.path, dtype="float32", local_files_only=True
+                checkpoint.path, dtype=dtype, local_files_only=True
             ).eval(),
             processor,
             template,
@@ -243,7 +243,7 @@ def _image_steps(checkpoint: Checkpoint, config: Any, processor: Any) -> NativeS
 
 def _tower(config: Any) -> nn.Module:
     vision = copy.deepcopy(config.vision_config)
-    tower = modeling.Idefics2VisionTransformer._from_config(vision, dtype=torch.float32)
+    tower = modeling.Idefics2VisionTransformer._from_config(vision, dtype=torch.get_default_dtype())
     return cast("nn.Module", tower)
 
 
@@ -256,7 +256,7 @@ def _language_model(config: Any, attention: str) -> PreTrainedModel:
     text = copy.deepcopy(config.text_config)
     text.tie_word_embeddings = config.tie_word_embeddings  # of the model with the head
     model = transformers.AutoModelForCausalLM.from_config(
-        text, attn_implementation=attention, dtype=torch.float32
+        text, attn_implementation=attention, dtype=torch.get_default_dtype()
     )
     return cast("PreTrainedModel", model)
 
@@ -281,7 +281,7 @@ def _store(checkpoint: Checkpoint, config: Any, files: Sequence[WeightFile]) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """Idefics2ForConditionalGeneration with Idefics2Processor, in float32 on the CPU.
+    """Idefics2ForConditionalGeneration with Idefics2Processor, on the CPU.
 
     Attributes:
         model: the transformers model; its classes share no static type with these parts.
@@ -304,7 +304,7 @@ class _Reference:
         whole = cells.sum(dim=(-1, -2)) == patch * patch
         counts = torch.stack((whole[:, :, 0].sum(1), whole[:, 0, :].sum(1)), dim=1)
         pixels = np.asarray(inputs["pixel_values"][0], np.float32)
-        return {"pixel_values": pixels, "patch_counts": counts.numpy()}
+        return {"pixel_values": pixels, "patch_counts": to_numpy(counts)}
 
     @torch.no_grad()
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -312,18 +312,20 @@ class _Reference:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         body = self.model.model
         if graph == "vision_encoder":
-            pixels, counts = tensors["pixel_values"], tensors["patch_counts"]
+            pixels = tensors["pixel_values"].to(self.model.dtype)
+            counts = tensors["patch_counts"]
             patch = self.model.config.vision_config.patch_size
             rows, columns = (torch.arange(length // patch) for length in pixels.shape[2:])
             is_row, is_column = rows < counts[:, :1], columns < counts[:, 1:]
             mask = is_row[:, :, None] & is_column[:, None, :]
             hidden = body.vision_model(pixels, patch_attention_mask=mask).last_hidden_state
-            return {"vision_features": hidden.numpy(), "patch_mask": mask.flatten(1).numpy()}
+            return {"vision_features": to_numpy(hidden), "patch_mask": to_numpy(mask.flatten(1))}
         if graph == "projector":
-            features, mask = tensors["vision_features"], tensors["patch_mask"]
-            return {"image_features": body.connector(features, attention_mask=mask).numpy()}
+            features = tensors["vision_features"].to(self.model.dtype)
+            mask = tensors["patch_mask"]
+            return {"image_features": to_numpy(body.connector(features, attention_mask=mask))}
         embed = self.model.get_input_embeddings()
-        return {"inputs_embeds": embed(tensors["input_ids"]).numpy()}
+        return {"inputs_embeds": to_numpy(embed(tensors["input_ids"]))}
 
     @torch.no_grad()
     def greedy(

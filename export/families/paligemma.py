@@ -39,7 +39,7 @@ from vlmport.export.processor_files import (
     special_tokens,
 )
 from vlmport.export.reference import IMAGE_TOKEN
-from vlmport.export.split_reference import generated
+from vlmport.export.split_reference import generated, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,10 +115,10 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
     _check_tokenizer(checkpoint.path, tokenizer, config.image_token_id, text.vocab_size)
     template = chat_template(checkpoint.path, tokenizer) or _ONE_TURN
 
-    def reference() -> Reference:
+    def reference(dtype: torch.dtype) -> Reference:
         return _Reference(
             transformers.PaliGemmaForConditionalGeneration.from_pretrained(
-                checkpoint.path, dtype="float32", local_files_only=True
+                checkpoint.path, dtype=dtype, local_files_only=True
             ).eval(),
             _untouched_processor(checkpoint.path, processor.image_processor),
             template,
@@ -230,7 +230,7 @@ def _check_tokenizer(folder: Path, tokenizer: Any, image_token_id: int, vocab_si
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """transformers' model and processor, in float32 on the CPU.
+    """transformers' model and processor, on the CPU.
 
     Attributes:
         model: PaliGemmaForConditionalGeneration.
@@ -256,12 +256,12 @@ class _Reference:
         body = self.model.model
         if graph == "vision_encoder":
             hidden = body.vision_tower(tensors["pixel_values"]).last_hidden_state
-            return {"vision_features": hidden.numpy()}
+            return {"vision_features": to_numpy(hidden)}
         if graph == "projector":
-            projected = body.multi_modal_projector(tensors["vision_features"])
-            return {"image_features": projected.numpy()}
+            projected = body.multi_modal_projector(tensors["vision_features"].to(self.model.dtype))
+            return {"image_features": to_numpy(projected)}
         embed = self.model.get_input_embeddings()
-        return {"inputs_embeds": embed(tensors["input_ids"]).numpy()}
+        return {"inputs_embeds": to_numpy(embed(tensors["input_ids"]))}
 
     @torch.no_grad()
     def greedy(

@@ -14,6 +14,7 @@ https://github.com/DLCV-BUAA/TinyLLaVABench, transformers models/llava; Zhou et 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import transformers
@@ -65,6 +66,7 @@ from vlmport.export.wrappers.connectors import mlp_connector
 from vlmport.export.wrappers.vision import num_vision_tokens
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig
 
     from vlmport.contract import SpecialTokens
@@ -171,20 +173,23 @@ def _plan_factory(checkpoint: Checkpoint, choices: _Choices) -> ExportPlan:
     plan = PartsPlan(checkpoint, parts, processor, store, files, pads=aspect == "pad")
     prompt, special = _factory_prompt(checkpoint, plan)
 
-    def reference() -> Reference:
-        second = None if parts.second_tower is None else parts.build_tower("vision_tower_2")
+    def reference(dtype: torch.dtype) -> Reference:
+        second = None
+        if parts.second_tower is not None:
+            build = partial(parts.build_tower, "vision_tower_2")
+            second = load_module(build, TOWER_2, store, dtype)
         return SplitReference(
             image_processor=processor,
             pad_colour=plan.image.pad_to_square,
-            vision_tower=load_module(parts.build_tower(), TOWER, store),
+            vision_tower=load_module(parts.build_tower, TOWER, store, dtype),
             feature_layer=choices.layer,
             drop_first_token=parts.drop_first_token,
-            connector=connector.reference(store),
-            language_model=load_module(parts.build_language_model("sdpa"), LANGUAGE_MODEL, store),
+            connector=connector.reference(store, dtype),
+            language_model=load_module(parts.build_language_model, LANGUAGE_MODEL, store, dtype),
             tokenizer=plan.tokenizer,
             prompt=prompt,
             special_tokens=special,
-            second_tower=None if second is None else load_module(second, TOWER_2, store),
+            second_tower=second,
             image_scale=parts.image_scale,
         )
 
@@ -298,10 +303,10 @@ def _plan_transformers(checkpoint: Checkpoint) -> ExportPlan:
     image_tokens = ImageTokens("repeat", placeholder, parts.image_tokens, "", "", "")
     prompt = PromptFormat(template, placeholder, image_tokens, "whole", add_special_tokens=True)
 
-    def reference() -> Reference:
+    def reference(dtype: torch.dtype) -> Reference:
         return WholeModelReference(
             transformers.LlavaForConditionalGeneration.from_pretrained(
-                checkpoint.path, dtype="float32", local_files_only=True
+                checkpoint.path, dtype=dtype, local_files_only=True
             ).eval(),
             transformers.LlavaProcessor(
                 image_processor=processor,

@@ -199,6 +199,19 @@ def projector_module(
     )
 
 
+class _PatchProjector(nn.Module):
+    """A linear layer that takes pixels, which come as float32 whatever its own element type is."""
+
+    def __init__(self, connector: nn.Module) -> None:
+        super().__init__()
+        self.connector = connector
+
+    def forward(self, image_patches: torch.Tensor) -> torch.Tensor:
+        """Maps [num_patches, patch_length] to [num_patches, hidden_size]."""
+        weight = cast("nn.Linear", self.connector).weight
+        return cast("torch.Tensor", self.connector(image_patches.to(weight.dtype)))
+
+
 def patch_projector_module(
     build: Callable[[], nn.Module], patch_length: int, hidden_size: int
 ) -> TracedModule:
@@ -211,7 +224,7 @@ def patch_projector_module(
     """
     return TracedModule(
         name="projector",
-        build=lambda: Projector(build()),
+        build=lambda: _PatchProjector(build()),
         inputs=(GraphPort("image_patches", torch.float32, ("num_patches", patch_length)),),
         outputs=(GraphPort("image_features", torch.float32, ("num_patches", hidden_size)),),
         single_inputs=1,

@@ -83,12 +83,12 @@ class InPlaceDecoder(nn.Module):
         """Runs the model over the new tokens.
 
         Args:
-            inputs_embeds: float32 [batch, sequence_length, hidden_size].
+            inputs_embeds: [batch, sequence_length, hidden_size], in the model's own dtype.
             position_ids: int64 [batch, sequence_length].
             write_indices: int64 [batch], cache row of each row's first new token.
             valid_lengths: int64 [batch], valid cache rows after this call. The new tokens beyond
                 them are padding: their cache rows are overwritten by the next call.
-            past_key_values: key and value of each layer in turn, float32
+            past_key_values: key and value of each layer in turn, in the model's own dtype
                 [batch, num_kv_heads, capacity, head_dim].
 
         Returns:
@@ -119,7 +119,7 @@ class InPlaceDecoder(nn.Module):
         # Gemma 2, section 2 of its report: outside the base model, in the class with the head.
         if limit := getattr(config, "final_logit_softcapping", None):
             logits = torch.tanh(logits / limit) * limit
-        return (logits, *cache.present(len(past_key_values)))
+        return (logits.float(), *cache.present(len(past_key_values)))
 
 
 class _InPlaceCache(Cache):

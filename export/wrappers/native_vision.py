@@ -36,7 +36,7 @@ class NativeSizeTower(nn.Module):
         self.vision_tower = vision_tower
         side: int = cast("Any", vision_tower).embeddings.num_patches_per_side
         # transformers makes them in the same way on the CPU, so both sides hold the same bits.
-        bounds = torch.arange(1 / side, 1.0, 1 / side, device="cpu")
+        bounds = torch.arange(1 / side, 1.0, 1 / side, dtype=torch.float32, device="cpu")
         self.register_buffer("bounds", bounds, persistent=False)
         self._side = side
 
@@ -54,7 +54,7 @@ class NativeSizeTower(nn.Module):
             bool [num_tiles, num_patches], False at padding.
         """
         tower = cast("Any", self.vision_tower)
-        patches: torch.Tensor = tower.embeddings.patch_embedding(pixel_values)
+        patches: torch.Tensor = tower.embeddings.patch_embedding(pixel_values.to(tower.dtype))
         row, is_row = self._axis(patches.shape[2], patch_counts[:, 0])
         column, is_column = self._axis(patches.shape[3], patch_counts[:, 1])
         grid = is_row[:, :, None] & is_column[:, None, :]

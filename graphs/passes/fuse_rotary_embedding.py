@@ -60,6 +60,8 @@ class _RotateHalf:
             return result.fail("cosine and sine do not broadcast over the heads", cosine)  # case 3
         if _half_angles(cosine, "Cos") is None or _half_angles(sine, "Sin") is None:
             return result.fail("cosine or sine is not of twice the same angles", cosine)  # case 4
+        if not x.dtype == cosine.dtype == sine.dtype:
+            return result.fail("cosine and sine are of another type than x", cosine)  # case 6
         return result
 
     def rewrite(self, op: Any, x: ir.Value, cosine: ir.Value, sine: ir.Value, **_: Any) -> ir.Value:
@@ -108,14 +110,16 @@ class FuseRotaryEmbeddingPass(FusionPass):
         concat(RotaryEmbedding(x[:part]), x[part:])
      => RotaryEmbedding(x, rotary_embedding_dim=part)
 
-    A constant factor on cosine and sine (the attention scaling of some rope types) is kept.
+    A constant factor on cosine and sine (the attention scaling of some rope types) is kept, and so
+    is the cast to half precision after them: angles, cosine and sine stay float32.
 
     Refuses when:
       1. x does not have four axes, the last of fixed length;
       2. the cut is not at the half;
       3. cosine and sine are not spread over the heads;
       4. they are not made of one table of angles repeated twice;
-      5. the parts of a partial rotation do not make up x.
+      5. the parts of a partial rotation do not make up x;
+      6. cosine and sine are of another type than x.
 
     Source: https://onnx.ai/onnx/operators/onnx__RotaryEmbedding.html (opset 23).
     """
@@ -136,8 +140,10 @@ def _head_length(x: ir.Value) -> int | None:
 
 
 def _half_angles(table: ir.Value, operator: str) -> tuple[ir.Value, ir.Value | None] | None:
-    """(angles, factor) if the table is operator(concat(angles, angles)) * factor?, else None."""
+    """(angles, factor) if the table is cast?(operator(concat(angles, angles)) * factor?)."""
     node, factor = table.producer(), None
+    if node is not None and node.op_type == "Cast":
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
     if node is not None and node.op_type == "Mul":
         factor = node.inputs[1]
         if factor is None or factor.const_value is None or factor.const_value.size != 1:
@@ -161,4 +167,8 @@ def _half_table(op: Any, table: ir.Value, operator: str) -> ir.Value:
     value: ir.Value = op.Cos(angles) if operator == "Cos" else op.Sin(angles)
     if factor is not None:
         value = op.Mul(value, factor)
+    last = table.producer()
+    assert last is not None
+    if last.op_type == "Cast":
+        value = op.Cast(value, to=last.attributes["to"].as_int())
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from vlmport.graphs.fusion import FusionPass, MatchResult, make_rule
@@ -34,7 +35,9 @@ class _TanhGelu:
             found = value.const_value
             if found is None or found.size != 1:
                 return result.fail("a factor is not a scalar constant", value)  # case 1
-            if not math.isclose(float(found.numpy().reshape(())), number, rel_tol=1e-5):
+            # In half precision the factors are rounded as well.
+            rounded = float(np.array(number, found.dtype.numpy()))
+            if not math.isclose(float(found.numpy().reshape(())), rounded, rel_tol=1e-5):
                 return result.fail(f"a factor is not {number:.6f}", value)  # case 2
         return result
 
@@ -47,6 +50,8 @@ class FuseTanhGeluPass(FusionPass):
     """Replace the eight nodes of transformers' gelu_new by one Gelu.
 
         0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))   =>   Gelu(x, approximate=tanh)
+
+    In half precision one rounding takes the place of eight, and of three rounded factors.
 
     Refuses when:
       1. a factor is not a scalar constant;

@@ -17,12 +17,13 @@ class Decoding(Protocol):
     """A batch of sequences with their cache. Token embeddings and cache stay in the backend."""
 
     def prefill(
-        self, inputs_embeds: NDArray[np.float32], lengths: NDArray[np.int64]
+        self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Runs the prompts.
 
         Args:
-            inputs_embeds: float32 [batch, sequence_length, hidden_size], padded on the right.
+            inputs_embeds: [batch, sequence_length, hidden_size] in the bundle's precision, padded
+                on the right.
             lengths: int64 [batch], valid tokens of each row, 1 to sequence_length.
 
         Returns:

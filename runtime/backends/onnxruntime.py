@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,9 @@ class OnnxRuntimeBackend:
         # (a decode step of 12 layers x 768 took 14.7 ms in place of 13.3).
         self._sessions = {
             graph.name: _open_session(
-                bundle / graph.file, 1 if graph.name == "embed_tokens" else threads
+                bundle / graph.file,
+                1 if graph.name == "embed_tokens" else threads,
+                manifest.precision,
             )
             for graph in manifest.graphs
         }
@@ -86,7 +89,8 @@ class OnnxRuntimeDecoding:
         self._logits = np.empty((batch, manifest.dimensions.vocab_size), np.float32)
         # Arrays that the decode step's bindings point into.
         self._token_ids = np.zeros((batch, 1), np.int64)
-        self._embeds = np.empty((batch, 1, manifest.dimensions.hidden_size), np.float32)
+        dtype = manifest.graph("decoder").inputs[0].dtype
+        self._embeds = np.empty((batch, 1, manifest.dimensions.hidden_size), dtype)
         self._positions = np.zeros((batch, 1), np.int64)
         self._write_indices = np.zeros(batch, np.int64)
         self._valid_lengths = np.zeros(batch, np.int64)
@@ -96,7 +100,7 @@ class OnnxRuntimeDecoding:
         self._step_is_bound = False
 
     def prefill(
-        self, inputs_embeds: NDArray[np.float32], lengths: NDArray[np.int64]
+        self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Runs the prompts, causal ones in pieces of at most 512 tokens; see `Decoding.prefill`."""
         sequence_length = inputs_embeds.shape[1]
@@ -146,7 +150,7 @@ class OnnxRuntimeDecoding:
 
     def _run(
         self,
-        inputs_embeds: NDArray[np.float32],
+        inputs_embeds: NDArray[np.floating[Any]],
         position_ids: NDArray[np.int64],
         write_indices: NDArray[np.int64],
         valid_lengths: NDArray[np.int64],
@@ -162,7 +166,7 @@ class OnnxRuntimeDecoding:
         self._binding.bind_ortvalue_output("logits", _ort_value(self._logits))
 
 
-def _open_session(path: Path, threads: int | None) -> Any:  # onnxruntime ships no types
+def _open_session(path: Path, threads: int | None, precision: str) -> Any:  # it ships no types
     try:
         import onnxruntime
     except ImportError as error:
@@ -180,6 +184,14 @@ def _open_session(path: Path, threads: int | None) -> Any:  # onnxruntime ships 
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own, untyped exceptions
+        missing = re.search(r"implementation for (\w+)", str(error))
+        if precision != "float32" and missing:
+            msg = (
+                f"{path}: found a {precision} graph; ONNX Runtime's CPU provider lacks {precision} "
+                f"kernels ({missing[1]} is the first); run it on a GPU, or export the checkpoint "
+                "with --precision fp16 or fp32"
+            )
+            raise BundleError(msg) from error
         msg = f"{path}: ONNX Runtime cannot load it ({error}); export the bundle again"
         raise BundleError(msg) from error
 

@@ -48,6 +48,7 @@ __all__ = [
     "ModelDimensions",
     "NativeSizeImages",
     "PatchImages",
+    "Precision",
     "PromptFormat",
     "Resize",
     "SourceCheckpoint",
@@ -61,6 +62,8 @@ MANIFEST_NAME = "manifest.json"
 IMAGE_GRAPHS = ("vision_encoder", "projector")
 # Optional: codes int64 [num_masks, codes_per_mask] -> mask float32 [num_masks, height, width].
 MASK_DECODER = "mask_decoder"
+# numpy's names; ml_dtypes' for bfloat16, which numpy has not.
+Precision = Literal["float32", "float16", "bfloat16"]
 
 # An unknown key in a manifest is a fault: a newer writer meant something that we would ignore.
 _STRICT = ConfigDict(extra="forbid")
@@ -296,7 +299,8 @@ class Manifest:
         schema_version: version of this structure; a reader rejects a newer one.
         family: name of the family that wrote the bundle; for people, the runtime does not use it.
         variant: the parts that were combined, for people ("llama + siglip, mlp2x_gelu, square").
-        precision: element type of the graphs' computation.
+        precision: element type of the graphs' weights and computation, of what they hand on to
+            each other and of the cache; pixels enter and logits leave in float32.
         dimensions: sizes.
         graphs: the ONNX graphs.
         kv_layout: form of the cache.
@@ -315,7 +319,7 @@ class Manifest:
     schema_version: int
     family: str
     variant: str
-    precision: Literal["float32"]
+    precision: Precision
     dimensions: ModelDimensions
     graphs: tuple[GraphSpec, ...]
     kv_layout: KVLayout

@@ -59,6 +59,7 @@ def manifest_faults(manifest: Manifest) -> list[str]:
         *_number_faults(manifest),
         *_file_faults(manifest.files),
         *_graph_faults(manifest),
+        *_precision_faults(manifest),
         *image_faults(manifest.image),
         *_text_faults(manifest),
         *_answer_faults(manifest),
@@ -151,6 +152,26 @@ def _port_faults(field: str, graph: GraphSpec) -> Iterator[str]:
         yield from _repeated(f"{field}.{ports}", (spec.name for spec in specs))
         for index, spec in enumerate(specs):
             yield from _tensor_faults(f"{field}.{ports}[{index}]", spec)
+
+
+def _precision_faults(manifest: Manifest) -> Iterator[str]:
+    """The cache and the decoder's ports must have the element type that the manifest names."""
+    precision = manifest.precision
+    if manifest.kv_layout.dtype != precision:
+        found = manifest.kv_layout.dtype[:60]
+        yield f'kv_layout.dtype: found "{found}"; expected "{precision}", as in precision'
+    for index, graph in enumerate(manifest.graphs):
+        if graph.name != "decoder":
+            continue
+        for ports, specs in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+            for place, spec in enumerate(specs):
+                expected = "float32" if spec.name == "logits" else precision
+                follows = spec.name in ("inputs_embeds", "logits") or "key_values." in spec.name
+                if follows and spec.dtype != expected:
+                    yield (
+                        f"graphs[{index}].{ports}[{place}].dtype: {spec.name[:60]} is "
+                        f'"{spec.dtype[:60]}"; expected "{expected}", as precision is "{precision}"'
+                    )
 
 
 def _tensor_faults(field: str, spec: TensorSpec) -> Iterator[str]:

@@ -29,7 +29,7 @@ def test_a_failing_report_survives_json_without_nan(failing: ParityReport) -> No
 
 def test_json_holds_every_number(failing: ParityReport) -> None:
     fields = json.loads(report_json(failing))
-    assert (fields["schema_version"], fields["verdict"]) == (1, "FAIL")
+    assert (fields["schema_version"], fields["verdict"]) == (2, "FAIL")
     case = fields["cases"][0]
     assert len(case["steps"]) == 3
     assert {"max_abs", "mean_abs", "cosine"} <= set(case["steps"][0]["comparison"])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from PIL import Image
 from support.fuyu_checkpoints import IMAGE_TOKEN_ID, FuyuRecipe, make_fuyu_checkpoint
@@ -64,7 +65,7 @@ class Side:
 
     def __init__(self, path: Path) -> None:
         self.plan: ExportPlan = FAMILY.plan(open_checkpoint(path))
-        self.reference: Any = self.plan.reference()
+        self.reference: Any = self.plan.reference(torch.float32)
         self.encoder = PromptEncoder(
             Tokenizer.from_str(self.plan.tokenizer.to_str()),
             self.plan.prompt,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vlmport.api.builtin_cases import Case
     from vlmport.api.parity_report import CaseReport
+    from vlmport.contract import Precision
 
 __all__ = ["ROWS", "ParityRow", "check_parity_row", "table"]
 
@@ -53,19 +54,28 @@ def check_parity_row(
     bundle: Path,
     cases: Sequence[Case],
     max_new_tokens: int = 64,
+    precision: Precision = "float32",
 ) -> ParityRow:
     """Compares a bundle with PyTorch as `vlmport parity` does, and asserts that all is equal.
 
     Each case alone against transformers (pixels bit for bit, prompt ids, every graph, logits of
-    every greedy step), then all cases in one batch against each alone.
+    every greedy step), then all cases in one batch against each alone. In half precision each
+    also against transformers in float32, and tokens may part at near ties.
     """
+    is_half = precision != "float32"
     reports = compare(
-        load_reference(checkpoint), open_bundle(bundle), cases, max_new_tokens, SilentProgress()
+        load_reference(checkpoint, precision),
+        open_bundle(bundle),
+        cases,
+        max_new_tokens,
+        SilentProgress(),
+        precision=precision,
+        float32=load_reference(checkpoint) if is_half else None,
     )
     verdict = worst_verdict(report.verdict for report in reports)
     found = ParityRow(
         family=family,
-        row=row,
+        row=f"{row}, {precision}" if is_half else row,
         cases=len(reports),
         tokens=sum(len(report.token_ids) for report in reports),
         logits_error=max(_errors(reports), default=float("nan")),
@@ -73,8 +83,8 @@ def check_parity_row(
     )
     ROWS.append(found)
     findings = [finding.message for report in reports for finding in report.findings]
-    assert verdict == "PASS", "\n".join(findings)
-    assert all(report.token_ids == report.reference_token_ids for report in reports)
+    assert verdict == "PASS" or (is_half and verdict == "NEAR_TIE"), "\n".join(findings)
+    assert is_half or all(report.token_ids == report.reference_token_ids for report in reports)
     return found
 
 

@@ -69,17 +69,15 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
     image_tokens = ImageTokens("repeat", "", parts.image_tokens, "", "", "")
     prompt = PromptFormat(_TEMPLATE, "<image>", image_tokens, "chunks", add_special_tokens=True)
 
-    def reference() -> Reference:
+    def reference(dtype: torch.dtype) -> Reference:
         return SplitReference(
             image_processor=processor,
             pad_colour=None,
-            vision_tower=load_module(parts.build_tower(), "vision_tower.", store),
+            vision_tower=load_module(parts.build_tower, "vision_tower.", store, dtype),
             feature_layer=-1,
             drop_first_token=False,
-            connector=load_module(connector(), "connector.", store),
-            language_model=load_module(
-                parts.build_language_model("sdpa"), "language_model.", store
-            ),
+            connector=load_module(connector, "connector.", store, dtype),
+            language_model=load_module(parts.build_language_model, "language_model.", store, dtype),
             tokenizer=tokenizer,
             prompt=prompt,
             special_tokens=tokens,

@@ -106,7 +106,9 @@ def _run_checks() -> Iterator[Check]:
         "run a bundle",
         "onnxruntime",
         not fault,
-        fault or f"{_version('onnxruntime')}, providers {', '.join(_providers())}",
+        fault
+        or f"{_version('onnxruntime')}, providers {', '.join(_providers())}; "
+        "on the CPU float32 and float16 bundles, no bfloat16",
         f"{pip_line('cpu')}, or with a CUDA GPU: {pip_line('gpu')}" if fault else "",
     )
 

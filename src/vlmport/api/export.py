@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import vlmport
@@ -21,12 +22,14 @@ from vlmport.contract import (
     GraphSpec,
     Manifest,
     ModelDimensions,
+    Precision,
     SourceCheckpoint,
     TensorSpec,
 )
-from vlmport.errors import ExportError
+from vlmport.errors import ExportError, close_matches
 from vlmport.export.family import plan_checkpoint
 from vlmport.export.mask_decoder import with_mask_decoder
+from vlmport.export.precision import in_precision
 from vlmport.export.stream import save_graph, weight_bytes
 from vlmport.export.tracing import trace
 from vlmport.export.wrappers.decoder import in_place_attention
@@ -60,6 +63,9 @@ _SAMPLE_LENGTHS = {
 }
 # New objects between two searches for unreachable cycles during a trace.
 _COLLECT_AFTER = 100_000
+_PRECISIONS: MappingProxyType[str, Precision] = MappingProxyType(
+    {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+)
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
 
@@ -77,6 +83,7 @@ class ExportOptions:
         mask_decoder: weights of the decoder of segmentation masks; None leaves the graph out.
         prompt_template: name of the prompt form; None for the one that follows from the
             checkpoint.
+        precision: element type in which the graphs compute: "fp32", "fp16" or "bf16".
     """
 
     checkpoint: Path
@@ -86,6 +93,7 @@ class ExportOptions:
     family_file: Path | None = None
     mask_decoder: Path | None = None
     prompt_template: str | None = None
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
     progress.start("reading the checkpoint")
     family, plan = plan_checkpoint(options.checkpoint, options.family_file, options.prompt_template)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
+    plan = in_precision(plan, _known_precision(options.precision))
     if options.mask_decoder is not None:
         plan = with_mask_decoder(plan, options.mask_decoder)
     models = [_traced(graph, progress) for graph in plan.graphs]
@@ -170,6 +179,13 @@ def traced_graph(graph: TracedModule) -> ir.Model:
     """Traces one graph of a plan and brings it into the bundle's form, weights still planned."""
     with in_place_attention(), _rare_collection():
         return optimize(trace(graph, _SAMPLE_LENGTHS))
+
+
+def _known_precision(name: str) -> Precision:
+    if name not in _PRECISIONS:
+        msg = f"precision: found {name!r}; {close_matches(name, _PRECISIONS)}"
+        raise ExportError(msg)
+    return _PRECISIONS[name]
 
 
 def _traced(graph: TracedModule, progress: Progress) -> ir.Model:
@@ -227,7 +243,7 @@ def _write(
         schema_version=SCHEMA_VERSION,
         family=family,
         variant=plan.variant,
-        precision="float32",
+        precision=_known_precision(options.precision),
         dimensions=plan.dimensions,
         graphs=tuple(specs),
         kv_layout=plan.kv_layout,

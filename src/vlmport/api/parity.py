@@ -18,7 +18,7 @@ from vlmport.api.builtin_cases import make_cases
 from vlmport.api.parity_answers import ERROR_BIN_EDGES
 from vlmport.api.parity_compare import compare
 from vlmport.api.parity_report import REPORT_SCHEMA_VERSION, ParityReport, worst_verdict
-from vlmport.api.tolerances import TOLERANCES, near_tie_margin
+from vlmport.api.tolerances import TOLERANCES
 from vlmport.errors import InputError, ParityError
 from vlmport.manifest import file_entry, load_manifest
 
@@ -85,11 +85,20 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
     wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
     cases, skipped = select_cases(wanted, model)
     progress.start("loading the PyTorch model")
-    template = manifest.source.prompt_template or None
-    reference = load_reference(options.checkpoint, options.family_file, template)
+    precision = manifest.precision
+    where = (options.family_file, manifest.source.prompt_template or None)
+    reference = load_reference(options.checkpoint, precision, *where)
+    is_half = precision != "float32"
+    float32 = load_reference(options.checkpoint, "float32", *where) if is_half else None
     progress.finish()
     reports = compare(
-        reference, model, cases, options.max_new_tokens, progress, precision=manifest.precision
+        reference,
+        model,
+        cases,
+        options.max_new_tokens,
+        progress,
+        precision=precision,
+        float32=float32,
     )
     report = make_report(options, manifest, reports, backend=model.backend, skipped=skipped)
     return replace(report, seconds=time.perf_counter() - started)
@@ -173,7 +182,6 @@ def make_report(
         versions=_versions(),
         max_new_tokens=options.max_new_tokens,
         tolerances=tuple(row for row in TOLERANCES if row.precision == precision),
-        near_tie_margin=near_tie_margin(precision),
         error_bin_edges=ERROR_BIN_EDGES,
         cases=tuple(cases),
         skipped=tuple(skipped),

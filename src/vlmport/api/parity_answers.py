@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmport.api.parity_measure import compare_arrays, fault_of
+from vlmport.api.parity_measure import compare_arrays, fault_of, limits_of
 from vlmport.api.parity_report import Finding, Fork, StepCheck
 from vlmport.api.tolerances import near_tie_margin, tolerance_for
 
@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vlmport.api.parity_report import CheckName
+    from vlmport.api.parity_report import CheckName, Comparison
+    from vlmport.api.tolerances import Tolerance
 
-__all__ = ["ERROR_BIN_EDGES", "Answer", "AnswerComparison", "compare_answers"]
+__all__ = [
+    "ERROR_BIN_EDGES",
+    "Answer",
+    "AnswerComparison",
+    "comparable_steps",
+    "compare_answers",
+]
 
 # Four bins a decade from far below float32's resolution of a logit to plain nonsense.
 ERROR_BIN_EDGES = tuple(float(edge) for edge in 10.0 ** np.arange(-9, 1.01, 0.25))
@@ -48,6 +55,7 @@ class AnswerComparison:
         steps_not_compared: the others of the longer answer.
         fork: where the tokens part, or None.
         error_counts: how many logits differ by how much, in the bins of `ERROR_BIN_EDGES`.
+        logits_limit: largest max_abs of a step that passes; None if it is not known.
         findings: all that is not PASS.
     """
 
@@ -55,11 +63,26 @@ class AnswerComparison:
     steps_not_compared: int
     fork: Fork | None
     error_counts: tuple[int, ...]
+    logits_limit: float | None
     findings: tuple[Finding, ...]
 
 
+def comparable_steps(found: Answer, reference: Answer) -> int:
+    """Steps that both answers computed after the same tokens: those up to and with a fork."""
+    equal = _common_prefix(found.token_ids, reference.token_ids)
+    tokens = min(len(found.token_ids), len(reference.token_ids))
+    return min(equal + 1, tokens, len(found.logits), len(reference.logits))
+
+
 def compare_answers(
-    found: Answer, reference: Answer, precision: str, *, check: CheckName, subject: str, other: str
+    found: Answer,
+    reference: Answer,
+    precision: str,
+    *,
+    check: CheckName,
+    subject: str,
+    other: str,
+    rounding: Comparison | None = None,
 ) -> AnswerComparison:
     """Compares two greedy answers step by step, up to and with the step at which they fork.
 
@@ -70,16 +93,17 @@ def compare_answers(
         check: what findings about tokens are filed under.
         subject: beginning of the messages: graph and case.
         other: name of the reference's side.
+        rounding: PyTorch's logits in `precision` beside those in float32.
     """
     equal = _common_prefix(found.token_ids, reference.token_ids)
     shorter, longer = sorted((len(found.token_ids), len(reference.token_ids)))
-    rows = min(len(found.logits), len(reference.logits))
-    comparable = min(equal + 1, shorter, rows)
+    comparable = comparable_steps(found, reference)
+    judge = _Judge(tolerance_for("logits", precision), rounding, other)
     steps = tuple(_step(found, reference, step) for step in range(comparable))
     findings = _row_findings(found, reference, check, subject, other)
-    findings += _logit_findings(steps, precision, check, subject, other)
+    findings += _logit_findings(steps, judge, check, subject)
     findings += _choice_findings(found, comparable, check, subject)
-    fork = _fork(found, reference, steps, equal, precision) if equal < shorter else None
+    fork = _fork(found, reference, steps, equal, judge) if equal < shorter else None
     if fork is not None:
         findings.append(_fork_finding(fork, check, subject, other))
     elif shorter != longer:
@@ -90,7 +114,25 @@ def compare_answers(
         message = f"{subject}: text {found.text!r}; {other} has {reference.text!r}, tokens equal"
         findings.append(Finding("FAIL", _tokens(check), message))
     counts = _error_counts(found.logits, reference.logits, comparable)
-    return AnswerComparison(steps, longer - comparable, fork, counts, tuple(findings))
+    return AnswerComparison(
+        steps, longer - comparable, fork, counts, judge.limit(steps), tuple(findings)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """What one answer's logits are held against."""
+
+    tolerance: Tolerance
+    rounding: Comparison | None
+    other: str
+
+    def fault(self, step: StepCheck) -> str | None:
+        return fault_of(step.comparison, self.tolerance, self.other, self.rounding)
+
+    def limit(self, steps: Sequence[StepCheck]) -> float | None:
+        """The same for all steps: neither an absolute nor a rounding basis depends on them."""
+        return limits_of(steps[0].comparison, self.tolerance, self.rounding)[0] if steps else None
 
 
 def _tokens(check: CheckName) -> CheckName:
@@ -140,11 +182,10 @@ def _row_findings(
 
 
 def _logit_findings(
-    steps: Sequence[StepCheck], precision: str, check: CheckName, subject: str, other: str
+    steps: Sequence[StepCheck], judge: _Judge, check: CheckName, subject: str
 ) -> list[Finding]:
     """One finding for the first faulty step, which also tells of the others."""
-    tolerance = tolerance_for("logits", precision)
-    faults = [(step.step, fault_of(step.comparison, tolerance, other)) for step in steps]
+    faults = [(step.step, judge.fault(step)) for step in steps]
     faulty = [(step, fault) for step, fault in faults if fault is not None]
     if not faulty:
         return []
@@ -171,17 +212,16 @@ def _choice_findings(
 
 
 def _fork(
-    found: Answer, reference: Answer, steps: Sequence[StepCheck], at: int, precision: str
+    found: Answer, reference: Answer, steps: Sequence[StepCheck], at: int, judge: _Judge
 ) -> Fork:
     ours, theirs = found.token_ids[at], reference.token_ids[at]
-    margin, gap, is_near_tie = near_tie_margin(precision), None, False
+    margin, gap, is_near_tie = near_tie_margin(judge.limit(steps) or 0.0), None, False
     if at < len(steps):
         logits = reference.logits[at]
         if 0 <= ours < logits.size and 0 <= theirs < logits.size:
             difference = float(logits[theirs]) - float(logits[ours])
             gap = difference if np.isfinite(difference) else None
-        tolerance = tolerance_for("logits", precision)
-        is_within = fault_of(steps[at].comparison, tolerance, "") is None
+        is_within = judge.fault(steps[at]) is None
         is_near_tie = is_within and gap is not None and abs(gap) <= margin
     return Fork(at, ours, theirs, gap, margin, is_near_tie)
 

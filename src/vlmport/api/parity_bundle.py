@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlmport.api.parity_emulation import EMULATION, emulated_bundle
 from vlmport.api.parity_model import TokensAndText
 from vlmport.export.reference import IMAGE_TOKEN
+from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime import Request, VisionLanguageModel
 from vlmport.runtime.messages import parse_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -26,22 +30,40 @@ __all__ = ["OpenedBundle", "open_bundle"]
 def open_bundle(bundle: Path) -> OpenedBundle:
     """Opens a bundle and checks all of its files.
 
+    ONNX Runtime's CPU provider lacks bfloat16 kernels, so a bfloat16 bundle is opened as one that
+    computes each operator in float32 and rounds; `OpenedBundle.backend` says so.
+
     Raises:
         BundleError: if the bundle is missing, damaged, unsafe or newer than this vlmport.
     """
-    return OpenedBundle(VisionLanguageModel.load(bundle))
+    manifest = load_manifest(bundle)
+    if manifest.precision != "bfloat16":
+        return OpenedBundle(VisionLanguageModel.load(bundle))
+    verify_files(bundle, manifest, hashes=True)
+    # The sessions hold what they need of the files; beside the bundle, weights can be linked.
+    with tempfile.TemporaryDirectory(prefix=".vlmport.", dir=_folder_beside(bundle)) as folder:
+        emulated_bundle(bundle, Path(folder))
+        model = VisionLanguageModel.load(folder, verify=False)
+    return OpenedBundle(model, f"{model.backend}, {EMULATION}")
+
+
+def _folder_beside(bundle: Path) -> Path | None:
+    """The folder that the bundle lies in, or None where nothing can be written there."""
+    parent = bundle.resolve().parent
+    return parent if os.access(parent, os.W_OK) else None
 
 
 class OpenedBundle:
     """A `ComparedModel` that runs a bundle through its public API, as a user's program would."""
 
-    def __init__(self, model: VisionLanguageModel) -> None:
+    def __init__(self, model: VisionLanguageModel, backend: str = "") -> None:
         self._model = model
+        self._backend = backend or model.backend
 
     @property
     def backend(self) -> str:
-        """Name of what computes the graphs."""
-        return self._model.backend
+        """What computes the graphs, and how if not as the bundle says."""
+        return self._backend
 
     @property
     def max_length(self) -> int:
@@ -64,8 +86,14 @@ class OpenedBundle:
         return np.where(prompt.image_mask, IMAGE_TOKEN, prompt.input_ids)
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Runs a graph before the decoder; inputs that it does not have are passed over."""
-        return self._model.run(graph, inputs)
+        """Runs a graph before the decoder; inputs that it does not have are passed over.
+
+        PyTorch's values come as float32 whatever its dtype, so they are cast to that of the port,
+        which loses nothing.
+        """
+        ports = self._model.manifest.graph(graph).inputs
+        cast = {port.name: inputs[port.name].astype(port.dtype, copy=False) for port in ports}
+        return self._model.run(graph, cast)
 
     def greedy(
         self,

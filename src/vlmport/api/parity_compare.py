@@ -16,8 +16,10 @@ from vlmport.api.parity_report import (
     Comparison,
     Finding,
     QuantityCheck,
+    RoundingCheck,
     worst_verdict,
 )
+from vlmport.api.parity_rounding import answer_distance, rounding_findings, rounding_of
 from vlmport.api.tolerances import tolerance_for
 from vlmport.export.reference import IMAGE_TOKEN
 
@@ -31,12 +33,12 @@ if TYPE_CHECKING:
     from vlmport.api.parity_model import ComparedModel
     from vlmport.api.parity_report import CheckName
     from vlmport.api.progress import Progress
-    from vlmport.export.reference import Reference
+    from vlmport.export.reference import Reference, ReferenceAnswer
 
 __all__ = ["compare"]
 
 _NO_ANSWER = Answer((), np.zeros((0, 0), np.float32), "")
-_NOTHING_COMPARED = AnswerComparison((), 0, None, (), ())
+_NOTHING_COMPARED = AnswerComparison((), 0, None, (), None, ())
 _Pairs = tuple[tuple[NDArray[Any], NDArray[Any]], ...]
 
 
@@ -48,10 +50,32 @@ class _Stage:
         pairs: both sides fed with PyTorch's input of this step.
         chain: each side fed with its own outputs from the picture on; empty where it would be the
             same, None where a shape before it is wrong.
+        bundle_float32: the bundle beside PyTorch in float32, both fed with PyTorch's input; empty
+            where the bundle computes in float32.
+        pytorch_float32: PyTorch in the bundle's precision beside PyTorch in float32, likewise.
     """
 
     pairs: _Pairs
     chain: _Pairs | None
+    bundle_float32: _Pairs = ()
+    pytorch_float32: _Pairs = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """What is compared.
+
+    Attributes:
+        reference: the PyTorch model, in the bundle's precision.
+        model: the opened bundle.
+        precision: which rows of the tolerance table apply.
+        float32: the PyTorch model in float32, if that is not the bundle's precision.
+    """
+
+    reference: Reference
+    model: ComparedModel
+    precision: str
+    float32: Reference | None
 
 
 def compare(
@@ -62,29 +86,35 @@ def compare(
     progress: Progress,
     *,
     precision: str = "float32",
+    float32: Reference | None = None,
 ) -> tuple[CaseReport, ...]:
     """Compares a bundle with a reference, case by case, and then all cases in one batch.
 
     Args:
-        reference: the PyTorch model.
+        reference: the PyTorch model, in the bundle's precision.
         model: the opened bundle.
         cases: chats that the bundle has room for.
         max_new_tokens: most tokens of an answer; an end-of-sequence token ends it before.
         progress: is told of each finished case.
         precision: which rows of the tolerance table apply.
+        float32: the PyTorch model in float32; needed where the bundle's precision is another, whose
+            tolerances follow from PyTorch's own rounding.
     """
+    assert (float32 is None) == (precision == "float32")
+    sides = _Sides(reference, model, precision, float32)
     progress.start("comparing answers", len(cases) + 1)
     reports: list[CaseReport] = []
     answers: list[Answer | None] = []
     for case in cases:
-        report, answer = _compare_case(reference, model, case, max_new_tokens, precision)
+        report, answer = _compare_case(sides, case, max_new_tokens)
         reports.append(report)
         answers.append(answer)
         progress.advance(1)
     alone = {index: answer for index, answer in enumerate(answers) if answer is not None}
     if len(alone) > 1:
         batch = [(cases[index], answer) for index, answer in alone.items()]
-        checks = _compare_batch(model, batch, max_new_tokens, precision)
+        roundings = [rounding_of(reports[index].rounding, "logits") for index in alone]
+        checks = _compare_batch(sides, batch, roundings, max_new_tokens)
         for index, (check, findings) in zip(alone, checks, strict=True):
             reports[index] = _with_batch(reports[index], check, findings)
     progress.advance(1)
@@ -93,58 +123,83 @@ def compare(
 
 
 def _compare_case(
-    reference: Reference, model: ComparedModel, case: Case, max_new_tokens: int, precision: str
+    sides: _Sides, case: Case, max_new_tokens: int
 ) -> tuple[CaseReport, Answer | None]:
+    reference, model = sides.reference, sides.model
     prompt = model.encode(case)
-    checks, findings = _compare_image_stages(reference, model, case, precision)
+    checks, rounding, findings = _compare_image_stages(sides, case)
     if any(_has_wrong_shape(check) for check in checks):
         message = f"decoder, case {case.name!r}: not run, as a shape before it is wrong"
         findings.append(Finding("FAIL", "logits", message))
-        return _case_report(case, prompt, checks, findings), None
+        return _case_report(case, prompt, checks, rounding, findings), None
     found = _answer_alone(model, case, max_new_tokens)
     limit = min(max_new_tokens, model.max_length - len(prompt))
     expected = reference.greedy(case.messages, case.rgb_images(), limit)
     findings += _prompt_findings(case, prompt, expected.prompt_ids)
     if (expected.prompt_ids != IMAGE_TOKEN).any():
-        check, more = _compare_embedding(reference, model, case, expected.prompt_ids, precision)
+        check, both, more = _compare_embedding(sides, case, expected.prompt_ids)
         checks.append(check)
+        rounding += both
         findings += more
-    theirs = Answer(tuple(map(int, expected.token_ids)), expected.logits, expected.text)
-    subject = f"decoder logits, case {case.name!r}"
+    theirs, wide = _answer_of(expected), _NO_ANSWER
+    if sides.float32 is not None:
+        wide = _answer_of(sides.float32.greedy(case.messages, case.rgb_images(), limit))
+        distances = answer_distance(found, wide), answer_distance(theirs, wide)
+        rounding.append(RoundingCheck("logits", *distances))
     answers = compare_answers(
-        found, theirs, precision, check="logits", subject=subject, other="PyTorch"
+        found,
+        theirs,
+        sides.precision,
+        check="logits",
+        subject=f"decoder logits, case {case.name!r}",
+        other="PyTorch",
+        rounding=rounding_of(rounding, "logits"),
     )
     findings += answers.findings
-    return _case_report(case, prompt, checks, findings, found, theirs, answers), found
+    findings += rounding_findings(rounding, sides.precision, case.name)
+    report = _case_report(case, prompt, checks, rounding, findings, found, theirs, answers)
+    return replace(report, float32_token_ids=wide.token_ids), found
+
+
+def _answer_of(answer: ReferenceAnswer) -> Answer:
+    return Answer(tuple(map(int, answer.token_ids)), answer.logits, answer.text)
 
 
 def _compare_image_stages(
-    reference: Reference, model: ComparedModel, case: Case, precision: str
-) -> tuple[list[QuantityCheck], list[Finding]]:
+    sides: _Sides, case: Case
+) -> tuple[list[QuantityCheck], list[RoundingCheck], list[Finding]]:
     """Each graph on PyTorch's input of it; beside that, the bundle's own chain from the picture."""
     if not case.images:
-        return [], []
-    stages = [_image_stages(reference, model, *pair) for pair in _pictures(case)]
-    checks, findings = [], []
+        return [], [], []
+    stages = [_image_stages(sides, *pair) for pair in _pictures(case)]
+    checks, rounding, findings = [], [], []
     for quantity in stages[0]:
+        both = _rounding(quantity, [image[quantity] for image in stages])
         alone = _joined([pair for image in stages for pair in image[quantity].pairs])
         chains = [image[quantity].chain for image in stages]
         known = [pair for chain in chains if chain is not None for pair in chain]
         chain = _joined(known) if None not in chains else None
-        check, faults = _judge(quantity, case, alone, chain, precision)
+        check, faults = _judge(sides, quantity, case, alone, chain, both)
         checks.append(check)
+        rounding += both
         findings += faults
-    return checks, findings
+    return checks, rounding, findings
+
+
+def _rounding(quantity: CheckName, stages: Sequence[_Stage]) -> list[RoundingCheck]:
+    """What rounding did to a stage of all images; nothing where it was not measured."""
+    bundle = _joined([pair for stage in stages for pair in stage.bundle_float32])
+    pytorch = _joined([pair for stage in stages for pair in stage.pytorch_float32])
+    return [RoundingCheck(quantity, bundle, pytorch)] if bundle and pytorch else []
 
 
 def _pictures(case: Case) -> list[tuple[Path | Image, Image]]:
     return list(zip(case.images, case.rgb_images(), strict=True))
 
 
-def _image_stages(
-    reference: Reference, model: ComparedModel, image: Path | Image, rgb: Image
-) -> dict[CheckName, _Stage]:
+def _image_stages(sides: _Sides, image: Path | Image, rgb: Image) -> dict[CheckName, _Stage]:
     """Preprocessing and the image graphs of one picture."""
+    reference, model = sides.reference, sides.model
     ours, theirs = model.image_inputs(image), reference.image_inputs(rgb)
     pairs = _pairs(ours, theirs)
     stages: dict[CheckName, _Stage] = {"preprocessing": _Stage(pairs, ())}
@@ -152,7 +207,10 @@ def _image_stages(
     is_chained = ours.keys() == theirs.keys() and all(a.shape == b.shape for a, b in pairs)
     for graph in model.image_graphs:
         expected = reference.run(graph, theirs)
-        alone = _pairs(model.run(graph, theirs), expected)
+        found = model.run(graph, theirs)
+        alone, wide = _pairs(found, expected), None
+        if sides.float32 is not None:
+            wide = sides.float32.run(graph, theirs)
         chain = None
         if is_chained:
             own = model.run(graph, ours)
@@ -160,7 +218,8 @@ def _image_stages(
             ours = {**ours, **own}
             is_chained = all(a.shape == b.shape for a, b in chain)
         theirs = {**theirs, **expected}
-        stages[cast("CheckName", graph)] = _Stage(alone, chain)
+        beside = (_pairs(found, wide), _pairs(expected, wide)) if wide is not None else ((), ())
+        stages[cast("CheckName", graph)] = _Stage(alone, chain, *beside)
     return stages
 
 
@@ -184,34 +243,41 @@ def _joined(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Comparison | 
 
 
 def _compare_embedding(
-    reference: Reference,
-    model: ComparedModel,
-    case: Case,
-    prompt_ids: NDArray[np.int64],
-    precision: str,
-) -> tuple[QuantityCheck, list[Finding]]:
+    sides: _Sides, case: Case, prompt_ids: NDArray[np.int64]
+) -> tuple[QuantityCheck, list[RoundingCheck], list[Finding]]:
     inputs = {"input_ids": prompt_ids[prompt_ids != IMAGE_TOKEN][None]}
-    pairs = _pairs(model.run("embed_tokens", inputs), reference.run("embed_tokens", inputs))
-    return _judge("embed_tokens", case, _joined(pairs), None, precision)
+    found = sides.model.run("embed_tokens", inputs)
+    expected = sides.reference.run("embed_tokens", inputs)
+    stage = _Stage(_pairs(found, expected), None)
+    if sides.float32 is not None:
+        wide = sides.float32.run("embed_tokens", inputs)
+        stage = replace(
+            stage, bundle_float32=_pairs(found, wide), pytorch_float32=_pairs(expected, wide)
+        )
+    both = _rounding("embed_tokens", [stage])
+    check, findings = _judge(sides, "embed_tokens", case, _joined(stage.pairs), None, both)
+    return check, both, findings
 
 
 def _judge(
+    sides: _Sides,
     quantity: CheckName,
     case: Case,
     comparison: Comparison | None,
     end_to_end: Comparison | None,
-    precision: str,
+    rounding: Sequence[RoundingCheck],
 ) -> tuple[QuantityCheck, list[Finding]]:
     assert comparison is not None  # every graph has an output
-    tolerance = tolerance_for(quantity, precision)
+    tolerance = tolerance_for(quantity, sides.precision)
+    own = rounding_of(rounding, quantity)
     subject = f"{quantity}, case {case.name!r}"
     findings = []
-    if fault := fault_of(comparison, tolerance, "PyTorch"):
+    if fault := fault_of(comparison, tolerance, "PyTorch", own):
         findings.append(Finding("FAIL", quantity, f"{subject}: {fault}"))
     elif end_to_end and (fault := fault_of(end_to_end, None, "PyTorch")):
         findings.append(Finding("FAIL", quantity, f"{subject}, end to end: {fault}"))
     verdict = worst_verdict(finding.verdict for finding in findings)
-    limits = limits_of(comparison, tolerance)
+    limits = limits_of(comparison, tolerance, own)
     return QuantityCheck(quantity, comparison, end_to_end, *limits, verdict), findings
 
 
@@ -243,14 +309,14 @@ def _answer_alone(model: ComparedModel, case: Case, max_new_tokens: int) -> Answ
 
 
 def _compare_batch(
-    model: ComparedModel,
+    sides: _Sides,
     alone: Sequence[tuple[Case, Answer]],
+    roundings: Sequence[Comparison | None],
     max_new_tokens: int,
-    precision: str,
 ) -> list[tuple[BatchCheck, tuple[Finding, ...]]]:
     steps: list[NDArray[np.float32]] = []
     cases = [case for case, _ in alone]
-    batched = model.greedy(cases, max_new_tokens, lambda step: steps.append(step.copy()))
+    batched = sides.model.greedy(cases, max_new_tokens, lambda step: steps.append(step.copy()))
     results = []
     for row, ((case, answer), found) in enumerate(zip(alone, batched, strict=True)):
         # Steps after a row's end hold values without meaning.
@@ -258,10 +324,11 @@ def _compare_batch(
         result = compare_answers(
             Answer(found.token_ids, _stacked(rows), found.text),
             answer,
-            precision,
+            sides.precision,
             check="batch",
             subject=f"decoder in a batch, case {case.name!r}",
             other="the same case alone",
+            rounding=roundings[row],
         )
         errors = [step.comparison.max_abs for step in result.steps]
         known = [error for error in errors if error is not None]
@@ -279,6 +346,7 @@ def _case_report(
     case: Case,
     prompt: NDArray[np.int64],
     checks: Sequence[QuantityCheck],
+    rounding: Sequence[RoundingCheck],
     findings: Sequence[Finding],
     found: Answer = _NO_ANSWER,
     expected: Answer = _NO_ANSWER,
@@ -299,6 +367,9 @@ def _case_report(
         text=found.text,
         reference_text=expected.text,
         error_counts=answers.error_counts,
+        logits_limit=answers.logits_limit,
+        rounding=tuple(rounding),
+        float32_token_ids=(),
         batch=None,
         findings=tuple(findings),
         verdict=worst_verdict(finding.verdict for finding in findings),

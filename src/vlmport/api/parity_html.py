@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from vlmport.api.parity_summary import answer_totals, shown, summarize
+from vlmport.api.parity_summary import answer_totals, shown, summarize, summarize_rounding
 from vlmport.api.parity_svg import Rule, Series, bar_plot, histogram_plot, line_plot
+from vlmport.api.tolerances import near_tie_margin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlmport.api.parity_report import CaseReport, ParityReport, Verdict
 
 __all__ = ["report_html"]
@@ -32,14 +35,15 @@ def report_html(report: ParityReport) -> str:
         report=report,
         rows=summarize(report),
         totals=answer_totals(report),
+        rounding=summarize_rounding(report),
         steps=sum(len(case.steps) for case in report.cases),
         bars=Markup(_bars(report)),
-        errors=Markup(_error_plot(report, report.cases, worst)),
-        gaps=Markup(_gap_plot(report, report.cases, worst)),
+        errors=Markup(_error_plot(report.cases, worst)),
+        gaps=Markup(_gap_plot(report.cases, worst)),
         histogram=Markup(_histogram(report)),
         worst=worst,
         case_plots=[
-            (Markup(_error_plot(report, (case,), case)), Markup(_gap_plot(report, (case,), case)))
+            (Markup(_error_plot((case,), case)), Markup(_gap_plot((case,), case)))
             for case in report.cases
         ],
     )
@@ -49,8 +53,10 @@ def _worst_error(case: CaseReport) -> float:
     return max((step.comparison.max_abs or 0.0 for step in case.steps), default=0.0)
 
 
-def _limit(report: ParityReport) -> float:
-    return next(row.max_abs for row in report.tolerances if row.quantity == "logits")
+def _limit(cases: Sequence[CaseReport]) -> float:
+    """The widest limit of the cases' logits; that of half precision differs from case to case."""
+    # Without an answer there is nothing to draw a limit beside, but the axis needs a place for it.
+    return max((case.logits_limit for case in cases if case.logits_limit), default=1.0)
 
 
 def _bars(report: ParityReport) -> str:
@@ -64,23 +70,21 @@ def _bars(report: ParityReport) -> str:
     return bar_plot(rows, title="Largest error of each check as a fraction of its tolerance")
 
 
-def _error_plot(
-    report: ParityReport, cases: tuple[CaseReport, ...], main: CaseReport | None
-) -> str:
+def _error_plot(cases: tuple[CaseReport, ...], main: CaseReport | None) -> str:
     series = []
     for case in _main_last(cases, main):
         points = tuple((step.step, step.comparison.max_abs) for step in case.steps)
         series.append(Series(case.name, points, "main" if case is main else "faint"))
-    limit = _limit(report)
+    limit = _limit(cases)
     return line_plot(series, Rule(limit, f"tolerance {limit:.0e}"), title="Logit error by step")
 
 
-def _gap_plot(report: ParityReport, cases: tuple[CaseReport, ...], main: CaseReport | None) -> str:
+def _gap_plot(cases: tuple[CaseReport, ...], main: CaseReport | None) -> str:
     series = []
     for case in _main_last(cases, main):
         points = tuple((step.step, step.gap) for step in case.steps)
         series.append(Series(case.name, points, "main" if case is main else "faint"))
-    margin = report.near_tie_margin
+    margin = near_tie_margin(_limit(cases))
     rule = Rule(margin, f"near-tie margin {margin:.0e}")
     return line_plot(series, rule, title="Gap of PyTorch's two largest logits by step", least=-6)
 
@@ -96,6 +100,6 @@ def _histogram(report: ParityReport) -> str:
     for case in report.cases:
         for index, count in enumerate(case.error_counts):
             totals[index] += count
-    limit = _limit(report)
+    limit = _limit(report.cases)
     rule = Rule(limit, f"tolerance {limit:.0e}")
     return histogram_plot(edges, totals, rule, title="Histogram of the errors of all logits")

@@ -41,24 +41,40 @@ def compare_arrays(found: NDArray[Any], reference: NDArray[Any]) -> Comparison:
     )
 
 
-def limits_of(comparison: Comparison, tolerance: Tolerance) -> tuple[float | None, float | None]:
-    """The greatest max_abs and mean_abs that pass; a relative limit needs PyTorch's magnitudes."""
-    if not tolerance.is_relative:
+def limits_of(
+    comparison: Comparison, tolerance: Tolerance, rounding: Comparison | None = None
+) -> tuple[float | None, float | None]:
+    """The greatest max_abs and mean_abs that pass, or None where they hang on missing numbers.
+
+    Args:
+        comparison: of the two arrays.
+        tolerance: its limits.
+        rounding: PyTorch in the bundle's precision beside PyTorch in float32.
+    """
+    if tolerance.basis == "absolute":
         return tolerance.max_abs, tolerance.mean_abs
     largest, mean = comparison.reference_max_abs, comparison.reference_mean_abs
+    if tolerance.basis == "rounding":
+        largest, mean = (rounding.max_abs, rounding.mean_abs) if rounding else (None, None)
     if largest is None or mean is None:
         return None, None
     mean_limit = None if tolerance.mean_abs is None else tolerance.mean_abs * mean
     return tolerance.max_abs * largest, mean_limit
 
 
-def fault_of(comparison: Comparison, tolerance: Tolerance | None, other: str) -> str | None:
+def fault_of(
+    comparison: Comparison,
+    tolerance: Tolerance | None,
+    other: str,
+    rounding: Comparison | None = None,
+) -> str | None:
     """What is wrong, as the end of a message, or None.
 
     Args:
         comparison: of the two arrays.
         tolerance: its limits; None judges only shape, NaN and Inf.
         other: name of the side that the bundle is compared with.
+        rounding: PyTorch in the bundle's precision beside PyTorch in float32.
     """
     if comparison.shape != comparison.reference_shape:
         shape, wanted = list(comparison.shape), list(comparison.reference_shape)
@@ -69,25 +85,28 @@ def fault_of(comparison: Comparison, tolerance: Tolerance | None, other: str) ->
         return f"{other} itself has {comparison.reference_nonfinite} values that are NaN or Inf"
     if tolerance is None:
         return None
-    max_limit, mean_limit = limits_of(comparison, tolerance)
-    faults = [
-        _excess("max_abs", comparison.max_abs, max_limit, comparison.reference_max_abs, tolerance),
-        _excess(
-            "mean_abs", comparison.mean_abs, mean_limit, comparison.reference_mean_abs, tolerance
-        ),
-    ]
+    max_limit, mean_limit = limits_of(comparison, tolerance, rounding)
+    if max_limit is None:
+        return f"no tolerance: PyTorch's {tolerance.basis} is not known, its float32 side is faulty"
+    faults = (
+        _excess("max_abs", comparison.max_abs, max_limit, tolerance.max_abs, tolerance.basis),
+        _excess("mean_abs", comparison.mean_abs, mean_limit, tolerance.mean_abs, tolerance.basis),
+    )
     return "; ".join(fault for fault in faults if fault) or None
 
 
 def _excess(
-    name: str, value: float | None, limit: float | None, magnitude: float | None, row: Tolerance
+    name: str, value: float | None, limit: float | None, share: float | None, basis: str
 ) -> str | None:
-    if value is None or limit is None or value <= limit:
+    if value is None or limit is None or share is None or value <= limit:
         return None
-    basis = (
-        f" ({limit / magnitude:.0e} of {magnitude:.3g})" if row.is_relative and magnitude else ""
-    )
-    return f"{name} {value:.3g}; tolerance {limit:.3g}{basis}"
+    whole = limit / share if share else 0.0
+    words = {
+        "absolute": "",
+        "magnitude": f" ({share:.0e} of {whole:.3g})",
+        "rounding": f" ({share:g} times PyTorch's own rounding of {whole:.3g})",
+    }
+    return f"{name} {value:.3g}; tolerance {limit:.3g}{words[basis]}"
 
 
 def _cosine(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vlmport.api.parity_html import report_html
 from vlmport.api.parity_report import report_json
-from vlmport.api.parity_summary import answer_totals, summarize
+from vlmport.api.parity_summary import answer_totals, summarize, summarize_rounding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +35,7 @@ def print_report(report: ParityReport, console: Console) -> None:
         numbers = (row.max_abs, row.limit, row.mean_abs, row.cosine)
         table.add_row(_verdict(row.verdict), row.check, *numbers, Text(row.case))
     console.print(table)
+    _print_rounding(report, console)
     for check, words, verdict in answer_totals(report):
         line = Text(f"{check:<15}{words}  ")
         console.print(line.append_text(_verdict(verdict)), soft_wrap=True)
@@ -49,6 +50,19 @@ def print_report(report: ParityReport, console: Console) -> None:
         ),
         soft_wrap=True,
     )
+
+
+def _print_rounding(report: ParityReport, console: Console) -> None:
+    rows = summarize_rounding(report)
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Beside PyTorch in float32")
+    table.add_column("", no_wrap=True)
+    for heading in ("bundle max", "PyTorch max", "bundle mean", "PyTorch mean"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.check, row.bundle, row.pytorch, row.bundle_mean, row.pytorch_mean)
+    console.print(table)
 
 
 def _print_findings(report: ParityReport, console: Console) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "Fork",
     "ParityReport",
     "QuantityCheck",
+    "RoundingCheck",
     "StepCheck",
     "Verdict",
     "report_from_json",
@@ -27,7 +28,7 @@ __all__ = [
     "worst_verdict",
 ]
 
-REPORT_SCHEMA_VERSION = 1
+REPORT_SCHEMA_VERSION = 2
 
 Verdict = Literal["PASS", "NEAR_TIE", "FAIL"]
 CheckName = Literal[
@@ -109,6 +110,21 @@ class QuantityCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundingCheck:
+    """How far half precision takes the bundle and PyTorch from PyTorch in float32.
+
+    Attributes:
+        quantity: name of a graph, or "logits": the steps that are comparable, as one array.
+        bundle: the bundle beside PyTorch in float32, on the same input.
+        pytorch: PyTorch in the bundle's precision beside PyTorch in float32, on the same input.
+    """
+
+    quantity: CheckName
+    bundle: Comparison
+    pytorch: Comparison
+
+
+@dataclass(frozen=True, slots=True)
 class StepCheck:
     """The decoder's logits of one generated step, computed after the same tokens on both sides.
 
@@ -186,6 +202,9 @@ class CaseReport:
         text: the bundle's answer.
         reference_text: PyTorch's answer.
         error_counts: how many logits of all steps differ by how much; see `error_bin_edges`.
+        logits_limit: largest max_abs of a step's logits that passes; None if it is not known.
+        rounding: one for each stage and the logits; none where the bundle computes in float32.
+        float32_token_ids: PyTorch's answer in float32; empty where the bundle computes in it.
         batch: None if there was no batch.
         findings: all that is not PASS, the batch's included.
         verdict: the worst of the findings.
@@ -205,6 +224,9 @@ class CaseReport:
     text: str
     reference_text: str
     error_counts: tuple[int, ...]
+    logits_limit: float | None
+    rounding: tuple[RoundingCheck, ...]
+    float32_token_ids: tuple[int, ...]
     batch: BatchCheck | None
     findings: tuple[Finding, ...]
     verdict: Verdict
@@ -226,7 +248,6 @@ class ParityReport:
         versions: tool name -> version, of this run.
         max_new_tokens: most tokens of an answer.
         tolerances: the rows of the table that were used.
-        near_tie_margin: widest gap of two reference logits that counts as a near tie.
         error_bin_edges: bounds of the bins of `error_counts`: bin i holds errors of at least
             edge i - 1 and below edge i; the first bin starts at zero, the last has no end.
         cases: in the order in which they ran.
@@ -245,7 +266,6 @@ class ParityReport:
     versions: dict[str, str]
     max_new_tokens: int
     tolerances: tuple[Tolerance, ...]
-    near_tie_margin: float
     error_bin_edges: tuple[float, ...]
     cases: tuple[CaseReport, ...]
     skipped: tuple[str, ...]

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 from vlmport.api.parity_report import worst_verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vlmport.api.parity_report import CheckName, Comparison, ParityReport, Verdict
 
-__all__ = ["SummaryRow", "answer_totals", "shown", "summarize"]
+__all__ = [
+    "RoundingRow",
+    "SummaryRow",
+    "answer_totals",
+    "shown",
+    "summarize",
+    "summarize_rounding",
+]
 
 _STAGES: tuple[CheckName, ...] = ("preprocessing", "vision_encoder", "projector", "embed_tokens")
 
@@ -43,6 +50,25 @@ class SummaryRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundingRow:
+    """Distances to PyTorch in float32 over all cases, ready to be shown.
+
+    Attributes:
+        check: what was compared.
+        bundle: the bundle's largest difference.
+        pytorch: that of PyTorch in the bundle's precision.
+        bundle_mean: the bundle's mean difference, of the worst case.
+        pytorch_mean: PyTorch's, likewise.
+    """
+
+    check: CheckName
+    bundle: str
+    pytorch: str
+    bundle_mean: str
+    pytorch_mean: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Measured:
     case: str
     comparison: Comparison
@@ -68,11 +94,28 @@ def summarize(report: ParityReport) -> list[SummaryRow]:
             if check.quantity == stage
         ]
         rows += _row(report, stage, measured)
-    limit = next(row.max_abs for row in report.tolerances if row.quantity == "logits")
     measured = [
-        _Measured(case.name, step.comparison, limit) for case in report.cases for step in case.steps
+        _Measured(case.name, step.comparison, case.logits_limit)
+        for case in report.cases
+        for step in case.steps
     ]
     return [*rows, *_row(report, "logits", measured)]
+
+
+def summarize_rounding(report: ParityReport) -> list[RoundingRow]:
+    """What half precision does to each stage; nothing where the bundle computes in float32."""
+    checks = [check for case in report.cases for check in case.rounding]
+    rows = []
+    for quantity in (*_STAGES, "logits"):
+        sides = [
+            [getattr(check, side) for check in checks if check.quantity == quantity]
+            for side in ("bundle", "pytorch")
+        ]
+        if sides[0]:
+            largest = [_largest(c.max_abs for c in side) for side in sides]
+            means = [_largest(c.mean_abs for c in side) for side in sides]
+            rows.append(RoundingRow(quantity, *largest, *means))
+    return rows
 
 
 def answer_totals(report: ParityReport) -> list[tuple[CheckName, str, Verdict]]:
@@ -91,12 +134,30 @@ def answer_totals(report: ParityReport) -> list[tuple[CheckName, str, Verdict]]:
     tokens = f"all {longest} tokens equal"
     if equal < longest:
         tokens = f"{equal} of {longest} tokens equal before the answers part"
+    if any(case.float32_token_ids for case in cases):
+        tokens += f"; {_as_in_float32(report)}"
     totals: list[tuple[CheckName, str]] = [
         ("prompt_tokens", f"{prompts} of {len(cases)} prompts equal"),
         ("greedy_tokens", tokens),
         ("batch", batch),
     ]
     return [(check, words, _verdict(report, check)) for check, words in totals]
+
+
+def _as_in_float32(report: ParityReport) -> str:
+    """How many tokens each side has in common with PyTorch in float32 before they part."""
+    bundle = sum(_common(case.token_ids, case.float32_token_ids) for case in report.cases)
+    pytorch = sum(
+        _common(case.reference_token_ids, case.float32_token_ids) for case in report.cases
+    )
+    whole = sum(len(case.float32_token_ids) for case in report.cases)
+    return f"of {whole} in float32 {bundle}, PyTorch in {report.precision} {pytorch}"
+
+
+def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    pairs = zip(ours, theirs, strict=False)
+    shorter = min(len(ours), len(theirs))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
 def shown(value: float | None, *, exact: bool = False) -> str:
@@ -132,6 +193,10 @@ def _row(report: ParityReport, check: CheckName, measured: Iterable[_Measured]) 
             verdict=_verdict(report, check),
         )
     ]
+
+
+def _largest(values: Iterable[float | None]) -> str:
+    return shown(max((value for value in values if value is not None), default=None))
 
 
 def _verdict(report: ParityReport, check: CheckName) -> Verdict:

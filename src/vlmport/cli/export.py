@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,12 @@ def export_command(
             help="Most tokens, of text and images, in one sequence; else what the model supports.",
         ),
     ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(
+            help="Element type of weights and computation. ONNX Runtime on a CPU has no bf16."
+        ),
+    ] = "fp32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle.")] = False,
     family_file: Annotated[
         Path | None,
@@ -62,11 +68,12 @@ def export_command(
         family_file=family_file,
         mask_decoder=mask_decoder,
         prompt_template=prompt_template,
+        precision=precision,
     )
     with RichProgress() as progress:
         report = export(options, progress)
     size = sum(entry.size for entry in report.manifest.files)
-    typer.echo(f"{report.bundle}: {report.manifest.variant}")
+    typer.echo(f"{report.bundle}: {report.manifest.variant}, {report.manifest.precision}")
     for graph in report.manifest.graphs:
         typer.echo(f"  {graph.file:<24} {graph.parameter_bytes / 1e6:>10.1f} MB of weights")
     typer.echo(f"  {'all files':<24} {size / 1e6:>10.1f} MB, written in {report.seconds:.1f} s")

@@ -194,7 +194,7 @@ def test_own_chat_template_takes_other_turns(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found no image, expected one or more"):
         encoder.encode(parse_messages(chat[:1]), [])
     [prompt_ids] = [
-        plan.reference().greedy(chat, [_grey(), _grey()], 1).prompt_ids,
+        plan.reference(torch.float32).greedy(chat, [_grey(), _grey()], 1).prompt_ids,
     ]
     own = encoder.encode(parse_messages(chat), [layout, layout])
     np.testing.assert_array_equal(prompt_ids, np.where(own.image_mask, -1, own.input_ids))

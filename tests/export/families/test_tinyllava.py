@@ -51,7 +51,7 @@ def edit_config(checkpoint: Path, **changes: Any) -> None:
 
 
 def encoder_of(checkpoint: Path, template: str | None = None) -> PromptEncoder:
-    _, plan = plan_checkpoint(checkpoint, template)
+    _, plan = plan_checkpoint(checkpoint, prompt_template=template)
     return PromptEncoder(plan.tokenizer, plan.prompt, plan.special_tokens)
 
 
@@ -119,7 +119,7 @@ def test_end_of_the_template_ends_an_answer_too(tmp_path: Path) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(checkpoint)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     tokenizer.save_pretrained(checkpoint)
-    _, plan = plan_checkpoint(checkpoint, "qwen2_instruct")
+    _, plan = plan_checkpoint(checkpoint, prompt_template="qwen2_instruct")
     added = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert plan.special_tokens.eos_token_ids == (tokenizer.eos_token_id, added)
 
@@ -146,7 +146,7 @@ def test_checkpoint_with_its_own_prompt_form_takes_no_template(tmp_path: Path) -
     recipe = Recipe("llama", "clip", "mlp2x_gelu", layout="transformers")
     checkpoint = make_checkpoint(tmp_path / "checkpoint", recipe)
     with pytest.raises(ExportError, match="brings its own prompt form; leave --prompt-template"):
-        plan_checkpoint(checkpoint, "llama")
+        plan_checkpoint(checkpoint, prompt_template="llama")
 
 
 def test_prompt_with_images_is_cut_where_training_cuts(

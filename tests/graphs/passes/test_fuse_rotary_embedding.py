@@ -116,3 +116,43 @@ def test_keeps_the_concatenation_when_the_parts_overlap() -> None:
     assert operators(model)["Concat"] == 1
     reasons = [refusal.reason for refusal in FuseRotaryEmbeddingPass().explain(model)]
     assert "the parts are not the first and the rest of x" in reasons
+
+
+def as_half(text: str, kind: str, number: int) -> str:
+    """x and the result in half precision, cosine and sine cast to it as transformers does."""
+    text = text.replace("float[B, 2, S,", f"{kind}[B, 2, S,")
+    text = text.replace(
+        "c = Unsqueeze(cosine", f"ch = Cast<to = {number}>(cosine)\n c = Unsqueeze(ch"
+    )
+    return text.replace("s = Unsqueeze(sine", f"sh = Cast<to = {number}>(sine)\n s = Unsqueeze(sh")
+
+
+def test_keeps_angles_cosine_and_sine_in_float32_when_x_is_half(tmp_path: Path) -> None:
+    model = build(as_half(WHOLE.format(**PLAIN), "float16", 10))
+    fed = inputs(8) | {"x": inputs(8)["x"].astype(np.float16)}
+    before = run(model, fed, tmp_path)
+    assert FuseRotaryEmbeddingPass()(model).modified
+    assert operators(model) == {"RotaryEmbedding": 1, "Cos": 1, "Sin": 1, "Cast": 2}
+    for node in model.graph:
+        source = node.inputs[0]
+        assert source is not None
+        if node.op_type == "Cast":
+            assert node.attributes["to"].as_int() == 10
+            assert source.producer() is not None
+        elif node.op_type in ("Cos", "Sin"):
+            assert str(source.dtype) == "FLOAT"
+    # Three roundings to half precision on both sides, in another order: two units.
+    np.testing.assert_allclose(run(model, fed, tmp_path)[0], before[0], atol=2**-9)
+
+
+def test_fuses_the_part_of_a_head_in_bfloat16() -> None:
+    model = build(as_half(PARTIAL.format(rest=8), "bfloat16", 16))
+    assert FuseRotaryEmbeddingPass()(model).modified
+    assert operators(model) == {"RotaryEmbedding": 1, "Cos": 1, "Sin": 1, "Cast": 2}
+
+
+def test_refuses_when_the_tables_are_of_another_type_than_x() -> None:
+    model = build(WHOLE.format(**PLAIN).replace("float[B, 2, S, 8] x", "float16[B, 2, S, 8] x"))
+    reasons = [refusal.reason for refusal in FuseRotaryEmbeddingPass().explain(model)]
+    assert "cosine and sine are of another type than x" in reasons
+    assert not FuseRotaryEmbeddingPass()(model).modified

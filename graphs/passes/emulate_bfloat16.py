@@ -1,0 +1,110 @@
+"""Turns a bfloat16 graph into a float32 one whose numbers are those of bfloat16."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from vlmport.errors import GraphError
+
+__all__ = ["EmulateBfloat16Pass"]
+
+# What they give out is among what they take in, so there is nothing to round.
+_MOVES = frozenset(
+    {
+        "Concat",
+        "Expand",
+        "Gather",
+        "GatherElements",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "TensorScatter",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+
+class EmulateBfloat16Pass(ir.passes.InPlacePass):
+    """Computes every node in float32 and rounds its result to bfloat16.
+
+        a -> MatMul(w) -> y, all bfloat16
+     => a -> MatMul(Cast(w, float32)) -> Cast(bfloat16) -> Cast(float32) -> y, a and y float32
+
+    For providers without bfloat16 kernels. Weights stay bfloat16 in the file. The result is what a
+    machine gives that computes inside each node in float32, in some other order of summation; one
+    that rounds within a node (RMSNormalization before its scale) rounds more often.
+
+    Raises:
+        GraphError: if the type of a node's output is not known.
+
+    Refuses when:
+      1. nothing in the graph is bfloat16.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place; `modified` says whether anything was bfloat16."""
+        ShapeInferencePass()(model)  # names the types that fusions have left open
+        weights = [v for v in model.graph.initializers.values() if _is_half(v)]
+        nodes = list(model.graph)
+        _check_types(nodes)
+        results = [value for node in nodes for value in node.outputs if _is_half(value)]
+        inputs = [value for value in model.graph.inputs if _is_half(value)]
+        for value in (*inputs, *results):
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        for value in weights:
+            _widen_weight(model, nodes[0], value)
+        for value in results:
+            node = value.producer()
+            assert node is not None
+            if node.op_type == "Cast":
+                node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+            if node.op_type not in _MOVES:
+                _round(model, node, value)
+        return ir.passes.PassResult(model, bool(weights or inputs or results))
+
+
+def _is_half(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.BFLOAT16
+
+
+def _check_types(nodes: list[ir.Node]) -> None:
+    for node in nodes:
+        for value in node.outputs:
+            if value.dtype is None:
+                msg = (
+                    f"{node.op_type} {node.name!r}: its output {value.name!r} has no element type; "
+                    "expected one on every value; export the bundle again"
+                )
+                raise GraphError(msg)
+
+
+def _widen_weight(model: ir.Model, first: ir.Node, weight: ir.Value) -> None:
+    uses = list(weight.uses())  # without the cast
+    cast = ir.node("Cast", [weight], {"to": int(ir.DataType.FLOAT)})
+    cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    cast.outputs[0].name = f"{weight.name}.float32"
+    model.graph.insert_before(first, cast)
+    for use in uses:
+        use.node.replace_input_with(use.idx, cast.outputs[0])
+
+
+def _round(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
+    """Puts the rounding behind a value; the rounded one takes its name and its readers."""
+    name, uses, is_output = value.name, list(value.uses()), value.is_graph_output()
+    value.name = f"{name}.unrounded"
+    narrow = ir.node("Cast", [value], {"to": int(ir.DataType.BFLOAT16)})
+    narrow.outputs[0].type = ir.TensorType(ir.DataType.BFLOAT16)
+    narrow.outputs[0].name = f"{name}.bfloat16"
+    wide = ir.node("Cast", [narrow.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+    rounded = wide.outputs[0]
+    rounded.name, rounded.type, rounded.shape = name, value.type, value.shape
+    model.graph.insert_after(node, [narrow, wide])
+    for use in uses:
+        use.node.replace_input_with(use.idx, rounded)
+    if is_output:
+        outputs = model.graph.outputs
+        outputs[outputs.index(value)] = rounded
