@@ -31,6 +31,8 @@ from vlmport.export.processor_files import (
 from vlmport.export.split_reference import SplitReference, load_module
 
 if TYPE_CHECKING:
+    import torch
+
     from vlmport.export.reference import Reference
 
 __all__ = ["FAMILY"]
