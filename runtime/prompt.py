@@ -156,6 +156,8 @@ class PromptEncoder:
             text += image_text(form, layout) + piece
         if form.merged:
             text = text.replace(form.merged * 2, form.merged)
+        if form.spaced:
+            text = re.sub(rf"{re.escape(form.spaced)}(?=[^\s<])", lambda at: at.group() + " ", text)
         image_token = self._special.image_token_id
         return [None if token == image_token else token for token in self._ids(text)]
 

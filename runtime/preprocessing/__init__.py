@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vlmport.contract import NativeSizeImages
 from vlmport.runtime.preprocessing.fixed_size import prepare_fixed_size
+from vlmport.runtime.preprocessing.native_size import prepare_native_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,4 +27,6 @@ def prepare_image(image: Image.Image, steps: ImagePreprocessing) -> PreparedImag
     Raises:
         InputError: if the picture cannot be brought to the form that the graphs take.
     """
+    if isinstance(steps, NativeSizeImages):
+        return prepare_native_size(image, steps)
     return prepare_fixed_size(image, steps)

@@ -8,9 +8,9 @@ and writes these values as JSON.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 __all__ = [
     "IMAGE_GRAPHS",
@@ -26,6 +26,7 @@ __all__ = [
     "KVLayout",
     "Manifest",
     "ModelDimensions",
+    "NativeSizeImages",
     "PromptFormat",
     "Resize",
     "SourceCheckpoint",
@@ -197,8 +198,42 @@ class FixedSizeImages:
     std: tuple[float, float, float] | None
 
 
+@dataclass(frozen=True, slots=True)
+class NativeSizeImages:
+    """How a picture keeps its aspect ratio and becomes tiles, padded to the largest of them.
+
+    Gives pixel_values float32 [num_tiles, 3, height, width] and patch_grid int64 [num_tiles, 2],
+    the rows and columns of whole patches that lie in each tile and not in its padding.
+
+    The steps run in this order: RGB, split, resize, rescale, normalize, pad with zeros at the
+    bottom and the right.
+
+    Attributes:
+        kind: "native_size".
+        is_split: whether a picture becomes five tiles: its four quadrants, then the whole.
+        shortest_edge: least pixels of each edge of a tile; a shorter edge is stretched alone.
+        longest_edge: most pixels of the longer edge; a longer one is shrunk with the other edge.
+        resample: Pillow's filter.
+        patch_size: pixels of a patch's side.
+        rescale_factor: factor on the 0-255 values, or None.
+        mean: per channel, subtracted after rescaling; None (with std) for no normalization.
+        std: per channel, divided by.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["native_size"]
+    is_split: bool
+    shortest_edge: int
+    longest_edge: int
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    patch_size: int
+    rescale_factor: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+
 # One dataclass for each kind of preprocessing; `kind` tells them apart in JSON.
-ImagePreprocessing = FixedSizeImages
+ImagePreprocessing = FixedSizeImages | NativeSizeImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +247,8 @@ class ImageTokens:
         before: text in front of each tile.
         after: text behind each tile.
         merged: a text of which two in a row become one, after all images are in place; "" for none.
+        spaced: a text behind which a space is put, last of all, wherever something other than white
+            space or "<" follows it; "" for none.
     """
 
     __pydantic_config__ = _STRICT
@@ -221,6 +258,7 @@ class ImageTokens:
     before: str
     after: str
     merged: str
+    spaced: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +365,7 @@ class Manifest:
     graphs: tuple[GraphSpec, ...]
     kv_layout: KVLayout
     attention: AttentionForm
-    image: ImagePreprocessing
+    image: Annotated[ImagePreprocessing, Field(discriminator="kind")]
     prompt: PromptFormat
     special_tokens: SpecialTokens
     generation: GenerationDefaults

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vlmport.contract import FixedSizeImages, ImagePreprocessing
+from vlmport.contract import FixedSizeImages, ImagePreprocessing, NativeSizeImages
 
 __all__ = ["image_faults", "too_small"]
 
 
 def image_faults(image: ImagePreprocessing) -> Iterator[str]:
     """All faults; none if the steps can be applied to any picture."""
-    yield from _fixed_size_faults(image)
+    if isinstance(image, NativeSizeImages):
+        yield from _native_size_faults(image)
+    else:
+        yield from _fixed_size_faults(image)
 
 
 def too_small(values: dict[str, int], *, least: int) -> Iterator[str]:
@@ -50,7 +53,19 @@ def _shape_faults(image: FixedSizeImages) -> Iterator[str]:
         )
 
 
-def _scale_faults(image: FixedSizeImages) -> Iterator[str]:
+def _native_size_faults(image: NativeSizeImages) -> Iterator[str]:
+    yield from too_small({"image.patch_size": image.patch_size}, least=1)
+    edges = {"image.shortest_edge": image.shortest_edge, "image.longest_edge": image.longest_edge}
+    yield from too_small(edges, least=max(image.patch_size, 1))
+    if image.longest_edge < image.shortest_edge:
+        yield (
+            f"image.longest_edge: found {image.longest_edge}; expected image.shortest_edge, "
+            f"{image.shortest_edge}, or more"
+        )
+    yield from _scale_faults(image)
+
+
+def _scale_faults(image: FixedSizeImages | NativeSizeImages) -> Iterator[str]:
     if (image.mean is None) != (image.std is None):
         yield "image.mean, image.std: one is null and one is not; expected both or neither"
     factor = () if image.rescale_factor is None else (image.rescale_factor,)
