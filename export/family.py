@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vlmport.export.families as families_package
+from vlmport.contract import AnswerFormat, TextAnswers
 from vlmport.errors import CheckpointError, close_matches
 from vlmport.export.checkpoint import open_checkpoint
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["ExportPlan", "Family", "discover_families", "load_reference", "plan_checkpoint"]
 
 
+_TEXT_ANSWERS = TextAnswers("text")
+
+
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
     """A checkpoint that was read and checked; nothing is traced and no weight is held yet.
@@ -53,6 +57,7 @@ class ExportPlan:
         tokenizer: written as tokenizer.json.
         source_files: files of the checkpoint that the bundle depends on.
         reference: loads the PyTorch model with its weights.
+        answers: what an answer is made of.
     """
 
     variant: str
@@ -69,6 +74,7 @@ class ExportPlan:
     tokenizer: Tokenizer
     source_files: tuple[Path, ...]
     reference: Callable[[], Reference]
+    answers: AnswerFormat = _TEXT_ANSWERS
 
 
 @dataclass(frozen=True, slots=True)

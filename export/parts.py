@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from vlmport.export.tracing import build_on_meta
-from vlmport.export.weight_match import collect_tensors, match_weights
+from vlmport.export.weight_match import collect_tensors, match_weights, tensor_shapes
 from vlmport.export.wrappers.connectors import projector_module
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
 from vlmport.export.wrappers.embedding import embedding_module
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vlmport.export.tracing import TracedModule
     from vlmport.export.weight_match import PrefixRule
 
-__all__ = ["Parts", "part_store"]
+__all__ = ["Parts", "causal_language_model", "part_store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,22 @@ class Parts:
     Attributes:
         text: config of the causal language model.
         tower: config of the vision tower.
-        feature_layer: index into the tower's hidden states.
+        feature_layer: index into the tower's hidden states; None for its normalized last one.
         drop_first_token: whether the tower's token 0 is left out.
         connector: makes the connector; runs under the meta device too.
         connector_tokens: image tokens that the connector gives; None for as many as come in.
         head_bias: whether the language model's output head keeps the bias that its class gives it.
+        is_bidirectional: whether the tokens of the prompt all see each other.
     """
 
     text: PretrainedConfig
     tower: PretrainedConfig
-    feature_layer: int
+    feature_layer: int | None
     drop_first_token: bool
     connector: Callable[[], nn.Module]
     connector_tokens: int | None
     head_bias: bool
+    is_bidirectional: bool = False
 
     @property
     def vision_tokens(self) -> int:
@@ -80,16 +82,12 @@ class Parts:
         Args:
             attention: name of a registered attention function.
         """
-        # transformers writes the attention's name into the config that it is given.
-        config = copy.deepcopy(self.text)
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention, dtype=torch.float32
-        )
-        head = model.get_output_embeddings()
-        if not self.head_bias and head.bias is not None:
+        model = causal_language_model(self.text, attention)
+        head = cast("nn.Linear", model.get_output_embeddings())
+        if not self.head_bias and cast("Any", head).bias is not None:
             head = nn.Linear(head.in_features, head.out_features, bias=False)
             model.set_output_embeddings(head)
-        return cast("PreTrainedModel", model)
+        return model
 
     def graphs(self) -> tuple[TracedModule, ...]:
         """What to trace."""
@@ -113,8 +111,27 @@ class Parts:
                 hidden,
             ),
             embedding_module(language_model, hidden),
-            decoder_module(language_model, self.text, self.text.vocab_size),
+            decoder_module(
+                language_model,
+                self.text,
+                self.text.vocab_size,
+                is_bidirectional=self.is_bidirectional,
+            ),
         )
+
+
+def causal_language_model(config: PretrainedConfig, attention: str) -> PreTrainedModel:
+    """The causal language model of a config, on the current default device.
+
+    Args:
+        config: is not changed.
+        attention: name of a registered attention function.
+    """
+    # transformers writes the attention's name into the config that it is given.
+    model = AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), attn_implementation=attention, dtype=torch.float32
+    )
+    return cast("PreTrainedModel", model)
 
 
 def part_store(
@@ -138,17 +155,15 @@ def part_store(
     modules = {
         "vision_tower": build_on_meta(parts.build_tower),
         "connector": build_on_meta(parts.connector),
-        "language_model": build_on_meta(lambda: parts.build_language_model("sdpa")),
+        # Only names and shapes are asked for; not every model has "sdpa" (Gemma 2 soft-caps).
+        "language_model": build_on_meta(lambda: parts.build_language_model("eager")),
     }
-    expected = {
-        f"{prefix}.{name}": tuple(value.shape)
-        for prefix, module in modules.items()
-        for name, value in module.state_dict().items()
-    }
+    expected = tensor_shapes(modules)
     kept = kept_layers(parts.tower, parts.feature_layer)
     unused = range(kept, parts.tower.num_hidden_layers)
     dead = [f"vision_tower.encoder.layers.{index}." for index in unused]
-    dead += ["vision_tower.head.", "vision_tower.post_layernorm."]
+    dead += ["vision_tower.head."]
+    dead += ["vision_tower.post_layernorm."] if parts.feature_layer is not None else []
     tied = _tied_weights(cast("Any", modules["language_model"]), parts.text)
     return match_weights(
         checkpoint, expected, found, lambda name: name.startswith(tuple(dead)), tied

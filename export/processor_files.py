@@ -20,7 +20,10 @@ __all__ = [
     "image_preprocessing",
     "load_image_processor",
     "load_tokenizer",
+    "resample_name",
+    "saved_image_processor",
     "special_tokens",
+    "suppressed_tokens",
 ]
 
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -84,6 +87,23 @@ def special_tokens(
     )
 
 
+def suppressed_tokens(folder: Path) -> tuple[int, ...]:
+    """Tokens that generation_config.json forbids.
+
+    Raises:
+        CheckpointError: if it forbids a sequence of several tokens.
+    """
+    path = folder / "generation_config.json"
+    words = read_json(path).get("bad_words_ids") if path.is_file() else None
+    if any(len(word) != 1 for word in words or []):
+        msg = (
+            f"{path}: bad_words_ids forbids {words}; supported are single tokens alone; shorten "
+            "the list"
+        )
+        raise CheckpointError(msg)
+    return tuple(int(token) for (token,) in words or [])
+
+
 def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The Jinja source of the checkpoint's chat template, or None if it has none."""
     for name in ("chat_template.jinja", "chat_template.json"):
@@ -107,20 +127,31 @@ def load_image_processor(folder: Path, model_type: str, image_size: int) -> Any:
     Returns:
         A transformers image processor (their classes share no useful static type).
     """
-    from transformers import AutoImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
+    from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
-    if any(_has_image_processor(folder / name) for name in _IMAGE_PROCESSOR_FILES):
-        try:
-            return AutoImageProcessor.from_pretrained(
-                folder, trust_remote_code=False, backend="pil"
-            )
-        except Exception as error:  # transformers raises OSError, ValueError, TypeError, ...
-            msg = f"{folder}: the image processor cannot be loaded ({str(error).splitlines()[0]})"
-            raise CheckpointError(msg) from error
+    if (saved := saved_image_processor(folder)) is not None:
+        return saved
     square = {"height": image_size, "width": image_size}
     if model_type == "clip_vision_model":
         return CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=square)
     return SiglipImageProcessorPil(size=square)
+
+
+def saved_image_processor(folder: Path) -> Any | None:
+    """The checkpoint's image processor, or None if the folder has no file of one.
+
+    Raises:
+        CheckpointError: if transformers cannot load it.
+    """
+    from transformers import AutoImageProcessor
+
+    if not any(_has_image_processor(folder / name) for name in _IMAGE_PROCESSOR_FILES):
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, backend="pil")
+    except Exception as error:  # transformers raises OSError, ValueError, TypeError, ...
+        msg = f"{folder}: the image processor cannot be loaded ({str(error).splitlines()[0]})"
+        raise CheckpointError(msg) from error
 
 
 def image_preprocessing(processor: Any, *, pad_to_square: bool, side: int) -> FixedSizeImages:
@@ -165,8 +196,13 @@ def _has_image_processor(path: Path) -> bool:
     return "image_processor" in content or "image_processor_type" in content or "size" in content
 
 
+def resample_name(processor: Any) -> str:
+    """The manifest's name of an image processor's filter."""
+    return _RESAMPLE_NAMES[int(processor.resample)]
+
+
 def _resize(processor: Any) -> Resize:
-    name = _RESAMPLE_NAMES[int(processor.resample)]
+    name = resample_name(processor)
     size = processor.size
     if size.get("shortest_edge"):
         edge = int(size["shortest_edge"])

@@ -151,8 +151,11 @@ def generated(
     steps = len(output.logits)
     token_ids = _numpy(output.sequences[0, -steps:]).astype(np.int64)
     text = cast("Any", tokenizer).decode(token_ids, skip_special_tokens=True)
-    logits = np.concatenate([_numpy(step) for step in output.logits])
-    return ReferenceAnswer(prompt_ids, token_ids, logits.astype(np.float32), text)
+    logits = np.concatenate([_numpy(step) for step in output.logits]).astype(np.float32)
+    # As the runtime hands out the logits of tokens that are never chosen.
+    never = cast("Any", model).generation_config.bad_words_ids or []
+    logits[:, [token for (token,) in never]] = np.finfo(np.float32).min
+    return ReferenceAnswer(prompt_ids, token_ids, logits, text)
 
 
 def load_module(module: ModuleT, prefix: str, store: TensorStore) -> ModuleT:

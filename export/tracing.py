@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -60,8 +60,6 @@ class TracedModule:
             are passed as one list.
         outputs: ports, in the order of the module's results.
         single_inputs: how many inputs are arguments of their own.
-        sample_lengths: lengths of dynamic axes that depend on the module, beside those that
-            `trace` is given (a picture has at least one patch).
     """
 
     name: str
@@ -69,7 +67,6 @@ class TracedModule:
     inputs: tuple[GraphPort, ...]
     outputs: tuple[GraphPort, ...]
     single_inputs: int
-    sample_lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -116,8 +113,7 @@ def trace(graph: TracedModule, sample_lengths: Mapping[str, int]) -> ir.Model:
     buffers = {name: buffer for name, buffer in module.named_buffers() if not buffer.is_meta}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         _fake_parameters(module)
-        lengths = {**sample_lengths, **graph.sample_lengths}
-        samples = [_sample(port, lengths) for port in graph.inputs]
+        samples = [_sample(port, sample_lengths) for port in graph.inputs]
         axes = [_dynamic_axes(port) for port in graph.inputs]
         count = graph.single_inputs
         arguments: list[Any] = samples[:count]

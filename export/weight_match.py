@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from torch import nn
+
     from vlmport.export.tensor_store import WeightFile
 
-__all__ = ["PrefixRule", "collect_tensors", "match_weights"]
+__all__ = ["PrefixRule", "collect_tensors", "match_weights", "tensor_shapes"]
 
 # (prefix in the checkpoint, prefix among the module parameters)
 PrefixRule = tuple[str, str]
@@ -40,6 +42,15 @@ def collect_tensors(
             rule = next(((old, new) for old, new in rules if key.startswith(old)), ("", ""))
             found[rule[1] + key.removeprefix(rule[0])] = (file, key)
     return found
+
+
+def tensor_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Parameter name, with the module's name and a dot in front -> shape."""
+    return {
+        f"{prefix}.{name}": tuple(value.shape)
+        for prefix, module in modules.items()
+        for name, value in module.state_dict().items()
+    }
 
 
 def match_weights(

@@ -38,6 +38,7 @@ class Row:
         stream: turns tokens into text.
         max_new_tokens: most tokens to generate.
         started: time.perf_counter() of the request.
+        image_sizes: (height, width) of the request's pictures before preprocessing, in pixels.
         token_ids: generated so far.
         finish_reason: None while the row goes on.
         first_token: time.perf_counter() of the first token.
@@ -50,6 +51,7 @@ class Row:
     stream: TextStream
     max_new_tokens: int
     started: float
+    image_sizes: tuple[tuple[int, int], ...]
     token_ids: list[int] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     first_token: float = 0.0
@@ -111,6 +113,7 @@ def make_row(
     manifest: Manifest,
     tokenizer: Tokenizer,
     started: float,
+    image_sizes: tuple[tuple[int, int], ...],
 ) -> Row:
     """Prepares a request whose prompt is checked, encoded and embedded."""
     room = manifest.dimensions.max_length - len(prompt.input_ids)
@@ -124,13 +127,14 @@ def make_row(
         stream=TextStream(tokenizer, (*manifest.generation.stop_strings, *request.stop_strings)),
         max_new_tokens=min(wanted, room),
         started=started,
+        image_sizes=image_sizes,
     )
 
 
 def decode_rows(
     backend: Backend,
     rows: Sequence[Row],
-    eos_token_ids: Sequence[int],
+    manifest: Manifest,
     on_logits: Callable[[NDArray[np.float32]], None] | None = None,
 ) -> Iterator[tuple[int, Piece]]:
     """Generates until every row has ended.
@@ -138,9 +142,9 @@ def decode_rows(
     Args:
         backend: an opened bundle.
         rows: prepared by `make_row`; their state is updated.
-        eos_token_ids: any of them ends a row.
+        manifest: the bundle's; names the tokens that end a row, and those that are never chosen.
         on_logits: is called with the logits [batch, vocab_size] of every step; rows that have
-            ended hold values without meaning.
+            ended hold values without meaning, and suppressed tokens the lowest float32.
 
     Yields:
         (index of the row, its new piece), rows in order within a step.
@@ -150,7 +154,10 @@ def decode_rows(
     decoding = backend.start(len(rows), max(room, int(lengths.max())))
     logits = decoding.prefill(_padded([row.inputs_embeds for row in rows]), lengths)
     token_ids = np.zeros(len(rows), np.int64)
+    eos_token_ids = manifest.special_tokens.eos_token_ids
+    suppressed = list(manifest.generation.suppressed_token_ids)
     while True:
+        logits[:, suppressed] = np.finfo(np.float32).min
         if on_logits is not None:
             on_logits(logits)
         for index, row in enumerate(rows):

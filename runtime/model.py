@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from vlmport.contract import MASK_DECODER
 from vlmport.errors import BundleError, InputError
 from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from vlmport.runtime.coordinate_regions import read_coordinates
 from vlmport.runtime.generate import check_length, decode_rows, fuse_image_features, make_row
 from vlmport.runtime.image_file import load_image
+from vlmport.runtime.masks import with_masks
 from vlmport.runtime.messages import count_images, messages_from_prompt
 from vlmport.runtime.preprocessing import prepare_image
 from vlmport.runtime.prompt import PromptEncoder
+from vlmport.runtime.regions import read_regions
 from vlmport.runtime.request import Request
 from vlmport.runtime.sampling import SamplingOptions
 
@@ -105,8 +110,7 @@ class VisionLanguageModel:
             prompt, messages, tuple(images), max_new_tokens, options, tuple(stop_strings)
         )
         row = self._row(request, time.perf_counter())
-        ends = self.manifest.special_tokens.eos_token_ids
-        return (piece for _, piece in decode_rows(self._backend, [row], ends))
+        return (piece for _, piece in decode_rows(self._backend, [row], self.manifest))
 
     def generate(
         self,
@@ -163,11 +167,10 @@ class VisionLanguageModel:
             raise InputError(msg)
         started = time.perf_counter()
         rows = [self._row(request, started) for request in requests]
-        ends = self.manifest.special_tokens.eos_token_ids
-        for _, piece in decode_rows(self._backend, rows, ends, on_logits):
+        for _, piece in decode_rows(self._backend, rows, self.manifest, on_logits):
             if on_piece is not None:
                 on_piece(piece)
-        return [row.result(self._backend.name) for row in rows]
+        return [self._result(row) for row in rows]
 
     def prepare(self, image: str | os.PathLike[str] | Image.Image) -> PreparedImage:
         """Loads and preprocesses one picture.
@@ -185,10 +188,15 @@ class VisionLanguageModel:
 
     def image_features(self, image: PreparedImage) -> NDArray[np.float32]:
         """One picture's embeddings: float32 [num_image_tokens, hidden_size]."""
-        arrays = dict(image.inputs)
+        features = [self._tile_features(tile) for tile in image.tiles()]
+        return np.concatenate(features).reshape(-1, self.manifest.dimensions.hidden_size)
+
+    def _tile_features(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        arrays = inputs
         for graph in self.manifest.image_graphs:
-            arrays |= self.run(graph, arrays)
-        return arrays["image_features"].reshape(-1, self.manifest.dimensions.hidden_size)
+            arrays = {**arrays, **self.run(graph, arrays)}
+        features: NDArray[np.float32] = arrays["image_features"]
+        return features
 
     def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The token embedding of int64 [batch, sequence_length]: [.., .., hidden_size]."""
@@ -219,9 +227,31 @@ class VisionLanguageModel:
         images = [self.prepare(image) for image in request.images]
         prompt = self._encoder.encode(messages, [image.layout for image in images])
         check_length(prompt, self.manifest.dimensions.max_length)
-        embeds = self.inputs_embeds(prompt.input_ids[None])[0]
+        # An image token's own embedding is replaced; its id may lie outside of the table.
+        text_ids = np.where(prompt.image_mask, 0, prompt.input_ids)
+        embeds = self.inputs_embeds(text_ids[None])[0]
         if images:
             # One image at a time: the result of an image does not depend on its neighbours.
             features = [self.image_features(image) for image in images]
             embeds = fuse_image_features(embeds, prompt.image_mask, np.concatenate(features))
-        return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started)
+        sizes = tuple(image.size for image in images)
+        return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started, sizes)
+
+    def _result(self, row: Row) -> GenerationResult:
+        result = row.result(self._backend.name)
+        form = self.manifest.answers
+        if form.kind == "text":
+            return result
+        if form.kind == "coordinate_tokens":
+            reading = read_coordinates(
+                result.token_ids, self.tokenizer, self.manifest, row.image_sizes
+            )
+            return replace(result, regions=reading.regions, faults=reading.faults)
+        reading = read_regions(result.token_ids, self.tokenizer, form, row.image_sizes)
+        regions = reading.regions
+        if regions and self.manifest.has_graph(MASK_DECODER):
+            regions = with_masks(regions, row.image_sizes[0], self._decode_masks)
+        return replace(result, regions=regions, faults=reading.faults)
+
+    def _decode_masks(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.run(MASK_DECODER, {"codes": codes})["mask"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vlmport.errors import InputError
 from vlmport.runtime.chat_template import compile_template
+from vlmport.runtime.located_text import located_ids, named_token
 from vlmport.runtime.messages import ImagePart, TextPart
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ class PromptEncoder:
                 "put images into user messages"
             )
             raise InputError(msg)
-        is_chunked = self._prompt.tokenization == "chunks"
-        ids = self._chunks(pieces, layouts) if is_chunked else self._whole(pieces, layouts)
+        ids = self._tokenized(pieces, layouts)
         places = ids.count(None)
         expected = sum(num_image_tokens(self._prompt.image_tokens, layout) for layout in layouts)
         if places != expected:
@@ -133,6 +133,43 @@ class PromptEncoder:
             msg = f"messages: the bundle's chat template refuses them ({error})"
             raise InputError(msg) from error
 
+    def _tokenized(self, pieces: list[str], layouts: Sequence[ImageLayout]) -> list[int | None]:
+        if self._prompt.tokenization == "chunks":
+            return self._chunks(pieces, layouts)
+        if self._prompt.tokenization == "image_first" and layouts:
+            return self._image_first(pieces, layouts)
+        return self._whole(pieces, layouts)
+
+    def _image_first(self, pieces: list[str], layouts: Sequence[ImageLayout]) -> list[int | None]:
+        form, bos_token = self._prompt.image_tokens, self._special.bos_token
+        if pieces[0] or not pieces[1].startswith(bos_token):
+            msg = (
+                "messages: the prompt form does not begin with an image and the "
+                "beginning-of-sequence token; export the bundle again"
+            )
+            raise InputError(msg)
+        text = pieces[1].removeprefix(bos_token)
+        for layout, piece in zip(layouts[1:], pieces[2:], strict=True):
+            text += image_text(form, layout) + piece
+        ids = self._first_image(layouts[0])
+        if self._prompt.coordinates is None:
+            ids += self._tokenizer.encode(text, add_special_tokens=False).ids
+        else:
+            ids += located_ids(self._tokenizer, text, self._prompt.coordinates, layouts)
+        image_token = self._special.image_token_id
+        return [None if token == image_token else token for token in ids]
+
+    def _first_image(self, layout: ImageLayout) -> list[int | None]:
+        """By name, since a tokenizer may begin every text with "▁", which has no place here."""
+        form = self._prompt.image_tokens
+        before, after = (
+            [named_token(self._tokenizer, text)] if text else []
+            for text in (form.before, form.after)
+        )
+        tokens = num_image_tokens(form, replace(layout, rows=1))
+        row = [*before, *[None] * tokens, *after]
+        return [*row * layout.rows, self._special.bos_token_id]
+
     def _chunks(self, pieces: list[str], layouts: Sequence[ImageLayout]) -> list[int | None]:
         ids: list[int | None] = []
         has_bos = False
@@ -156,8 +193,8 @@ class PromptEncoder:
             text += image_text(form, layout) + piece
         if form.merged:
             text = text.replace(form.merged * 2, form.merged)
-        if form.spaced:
-            text = re.sub(rf"{re.escape(form.spaced)}(?=[^\s<])", lambda at: at.group() + " ", text)
+        if form.merged_is_spaced:
+            text = re.sub(rf"{re.escape(form.merged)}(?=[^\s<])", f"{form.merged} ", text)
         image_token = self._special.image_token_id
         return [None if token == image_token else token for token in self._ids(text)]
 
@@ -168,11 +205,15 @@ class PromptEncoder:
 
 def num_image_tokens(form: ImageTokens, layout: ImageLayout) -> int:
     """Embeddings that an image takes in the prompt."""
+    if form.kind == "rows":
+        return form.count * layout.rows * layout.columns
     return form.count * layout.tiles
 
 
 def image_text(form: ImageTokens, layout: ImageLayout) -> str:
     """What stands in the prompt for an image, before tokenization."""
+    if form.kind == "rows":
+        return (form.before + form.token * (form.count * layout.columns) + form.after) * layout.rows
     return (form.before + form.token * form.count + form.after) * layout.tiles
 
 

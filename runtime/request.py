@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmport.runtime.messages import Message
+    from vlmport.runtime.regions import Region
 
 __all__ = ["GenerationResult", "Piece", "Request"]
 
@@ -78,6 +79,8 @@ class GenerationResult:
         ttft_ms: milliseconds from the request to its first token, preprocessing included.
         tokens_per_second: rate of the tokens after the first; 0.0 if there is only one.
         backend: name of the backend that computed it.
+        regions: parts of the picture that the answer names, if the bundle's answers can.
+        faults: what names a region wrongly; such a part is in no region.
     """
 
     text: str
@@ -88,6 +91,8 @@ class GenerationResult:
     ttft_ms: float
     tokens_per_second: float
     backend: str
+    regions: tuple[Region, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def generated_tokens(self) -> int:

@@ -22,6 +22,7 @@ from vlmport.contract import (
     SourceCheckpoint,
     SpecialTokens,
     TensorSpec,
+    TextAnswers,
 )
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -104,6 +105,7 @@ def sample_manifest() -> Manifest:
             eos_token="</s>",
         ),
         generation=GenerationDefaults(max_new_tokens=64, stop_strings=("</s>",)),
+        answers=TextAnswers("text"),
         source=SourceCheckpoint(
             name="tiny", layout="merged", files=(sample_file("model.safetensors"),)
         ),

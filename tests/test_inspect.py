@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlmport.api.inspect import image_steps, inspect, inspection_json
-from vlmport.contract import KVLayout, Manifest, Resize
+from vlmport.contract import FixedSizeImages, KVLayout, Manifest, Resize
 from vlmport.errors import BundleError
 from vlmport.manifest import save_manifest
 
@@ -38,6 +38,7 @@ def test_the_json_holds_sizes_and_the_whole_manifest(
 
 
 def test_image_steps_come_in_their_order(sample_manifest: Manifest) -> None:
+    assert isinstance(sample_manifest.image, FixedSizeImages)
     image = replace(
         sample_manifest.image,
         pad_to_square=(127, 116, 104),

@@ -12,7 +12,13 @@ from vlmport.export.tracing import GraphPort, TracedModule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PerceiverResampler", "Projector", "mlp_connector", "projector_module"]
+__all__ = [
+    "PerceiverResampler",
+    "Projector",
+    "mlp_connector",
+    "patch_projector_module",
+    "projector_module",
+]
 
 
 class Projector(nn.Module):
@@ -138,5 +144,24 @@ def projector_module(
         build=lambda: Projector(build()),
         inputs=(GraphPort("vision_features", torch.float32, source),),
         outputs=(GraphPort("image_features", torch.float32, target),),
+        single_inputs=1,
+    )
+
+
+def patch_projector_module(
+    build: Callable[[], nn.Module], patch_length: int, hidden_size: int
+) -> TracedModule:
+    """The graph "projector" of a model without a vision tower.
+
+    Args:
+        build: makes the projector; called under the meta device.
+        patch_length: values of one flattened patch.
+        hidden_size: length of an embedding of the language model.
+    """
+    return TracedModule(
+        name="projector",
+        build=lambda: Projector(build()),
+        inputs=(GraphPort("image_patches", torch.float32, ("num_patches", patch_length)),),
+        outputs=(GraphPort("image_features", torch.float32, ("num_patches", hidden_size)),),
         single_inputs=1,
     )

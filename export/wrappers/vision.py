@@ -24,17 +24,19 @@ class HiddenStateTower(nn.Module):
     Args:
         vision_tower: a transformers tower with `embeddings` and `encoder.layers`.
         feature_layer: index into [embeddings, layer 1, ..., layer N]; negative counts from the end.
+            None for the tower's own last_hidden_state, which its `post_layernorm` has normalized.
         drop_first_token: whether token 0 is left out (the class token of CLIP; for towers without
             one the first patch, as the checkpoints were trained).
     """
 
     def __init__(
-        self, vision_tower: PreTrainedModel, feature_layer: int, *, drop_first_token: bool
+        self, vision_tower: PreTrainedModel, feature_layer: int | None, *, drop_first_token: bool
     ) -> None:
         super().__init__()
         tower = cast("Any", vision_tower)
         tower.encoder.layers = tower.encoder.layers[: kept_layers(tower.config, feature_layer)]
         self.vision_tower = vision_tower
+        self._is_normalized = feature_layer is None
         self._drop_first_token = drop_first_token
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -52,16 +54,20 @@ class HiddenStateTower(nn.Module):
             hidden = tower.pre_layrnorm(hidden)
         for layer in tower.encoder.layers:
             hidden = layer(hidden, attention_mask=None)
+        if self._is_normalized:
+            hidden = tower.post_layernorm(hidden)
         return hidden[:, 1:] if self._drop_first_token else hidden
 
 
-def kept_layers(config: PretrainedConfig, feature_layer: int) -> int:
-    """Layers of a tower that a hidden state depends on.
+def kept_layers(config: PretrainedConfig, feature_layer: int | None) -> int:
+    """Layers of a tower that a hidden state depends on; all for None.
 
     Raises:
         CheckpointError: if the tower has no such hidden state.
     """
     layers: int = config.num_hidden_layers
+    if feature_layer is None:
+        return layers
     kept = feature_layer if feature_layer >= 0 else layers + 1 + feature_layer
     if not 0 <= kept <= layers:
         msg = (
@@ -82,7 +88,7 @@ def num_vision_tokens(config: PretrainedConfig, *, drop_first_token: bool) -> in
 def tower_module(
     build: Callable[[], PreTrainedModel],
     config: PretrainedConfig,
-    feature_layer: int,
+    feature_layer: int | None,
     *,
     drop_first_token: bool,
 ) -> TracedModule:

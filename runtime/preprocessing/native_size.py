@@ -1,4 +1,4 @@
-"""Pictures in their own aspect ratio, whole or in five tiles, as transformers makes them."""
+"""Pictures in their own aspect ratio, cut into tiles or whole, as NaViT towers take them."""
 
 from __future__ import annotations
 
@@ -27,54 +27,57 @@ def prepare_native_size(image: Image.Image, steps: NativeSizeImages) -> Prepared
         steps: from the manifest.
 
     Returns:
-        pixel_values float32 [num_tiles, 3, height, width], zero in the padding at the bottom and
-        the right; patch_grid int64 [num_tiles, 2], rows and columns of whole patches of each tile.
+        pixel_values float32 [num_tiles, 3, height, width], smaller tiles padded with 0 at the
+        bottom and the right; patch_counts int64 [num_tiles, 2], rows and columns of the patches
+        that hold no padding.
 
     Raises:
-        InputError: if the picture is too small to be split, or a tile is zero all over.
+        InputError: if the picture is too small to be cut into tiles.
 
-    Source: transformers' PIL image processor of this kind (split_images, resize, pad).
+    Source: transformers models/idefics2/image_processing_pil_idefics2.py.
     """
-    tiles = [_resized(tile, steps) for tile in _tiles(image, steps)]
-    scales = steps.rescale_factor, steps.mean, steps.std
-    values = [scaled(np.asarray(tile).transpose(2, 0, 1), *scales) for tile in tiles]
-    if not all(tile.any() for tile in values):
-        # The model takes a tile of zeros for padding of the batch, and would leave it out.
-        msg = (
-            f"image: found {image.width} x {image.height} pixels of which a part is zero all over "
-            "after normalization, which the model takes for no picture; use another picture"
-        )
-        raise InputError(msg)
-    patch = steps.patch_size
-    grid = np.array([(t.height // patch, t.width // patch) for t in tiles], np.int64)
-    pixel_values = _padded(values)
-    rows, columns = (side // patch for side in pixel_values.shape[2:])
+    tiles = _quadrants(image) if steps.splits else [image]
+    pixels = [_pixels(tile, steps) for tile in tiles]
+    height, width = (max(tile.shape[axis] for tile in pixels) for axis in (1, 2))
+    padded = np.zeros((len(pixels), 3, height, width), np.float32)
+    for target, tile in zip(padded, pixels, strict=True):
+        target[:, : tile.shape[1], : tile.shape[2]] = tile
+    # A patch that is padded in part counts as padding.
+    counts = [[length // steps.patch_size for length in tile.shape[1:]] for tile in pixels]
     return PreparedImage(
-        {"pixel_values": pixel_values, "patch_grid": grid},
-        ImageLayout(len(tiles), rows, columns),
+        {"pixel_values": padded, "patch_counts": np.array(counts, np.int64)},
+        ImageLayout(tiles=len(tiles), rows=0, columns=0),
         (image.height, image.width),
     )
 
 
-def _tiles(image: Image.Image, steps: NativeSizeImages) -> list[Image.Image]:
-    """The four quadrants in reading order and the whole, or the whole alone."""
-    if not steps.is_split:
-        return [image]
+def _quadrants(image: Image.Image) -> list[Image.Image]:
+    """The four quarters in reading order, then the whole."""
     width, height = image.size
-    if min(width, height) < 2:
+    if width < 2 or height < 2:
         msg = (
-            f"image: found {width} x {height} pixels; a picture that is split into quadrants has "
-            "2 x 2 pixels or more; enlarge it"
+            f"image: found {width} x {height} pixels; expected 2 x 2 or more, as the model looks "
+            "at the four quarters of a picture; enlarge it"
         )
         raise InputError(msg)
-    x, y = width // 2, height // 2
-    boxes = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
+    middle_x, middle_y = width // 2, height // 2
+    boxes = [
+        (left, top, right, bottom)
+        for top, bottom in ((0, middle_y), (middle_y, height))
+        for left, right in ((0, middle_x), (middle_x, width))
+    ]
     return [*(image.crop(box) for box in boxes), image]
 
 
-def _resized(tile: Image.Image, steps: NativeSizeImages) -> Image.Image:
-    width, height = tile.size
-    # The aspect ratio is divided and multiplied as transformers does: int() of it is exact so.
+def _pixels(tile: Image.Image, steps: NativeSizeImages) -> NDArray[np.float32]:
+    resample = Image.Resampling[steps.resample.upper()]
+    resized = tile.resize(_target_size(*tile.size, steps), resample)
+    values = np.asarray(resized).transpose(2, 0, 1)
+    return scaled(values, steps.rescale_factor, steps.mean, steps.std)
+
+
+def _target_size(width: int, height: int, steps: NativeSizeImages) -> tuple[int, int]:
+    """(width, height): the longer edge shrunk to fit, then each edge at least the shortest one."""
     aspect_ratio = width / height
     if width >= height and width > steps.longest_edge:
         width = steps.longest_edge
@@ -82,14 +85,4 @@ def _resized(tile: Image.Image, steps: NativeSizeImages) -> Image.Image:
     elif height > width and height > steps.longest_edge:
         height = steps.longest_edge
         width = int(height * aspect_ratio)
-    size = (max(width, steps.shortest_edge), max(height, steps.shortest_edge))
-    return tile.resize(size, Image.Resampling[steps.resample.upper()])
-
-
-def _padded(tiles: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    height = max(tile.shape[1] for tile in tiles)
-    width = max(tile.shape[2] for tile in tiles)
-    padded = np.zeros((len(tiles), 3, height, width), np.float32)
-    for index, tile in enumerate(tiles):
-        padded[index, :, : tile.shape[1], : tile.shape[2]] = tile
-    return padded
+    return max(width, steps.shortest_edge), max(height, steps.shortest_edge)

@@ -19,11 +19,14 @@ class ImageLayout:
         tiles: pieces that the picture was cut into; 1 if it was not cut.
         rows: rows of patches of one tile.
         columns: patches of a row.
+        scale: height of the resized picture over that of the user's; boxes and points of the prompt
+            follow it.
     """
 
     tiles: int
     rows: int
     columns: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,3 +43,12 @@ class PreparedImage:
     inputs: dict[str, NDArray[Any]]
     layout: ImageLayout
     size: tuple[int, int]
+
+    def tiles(self) -> list[dict[str, NDArray[Any]]]:
+        """The inputs tile by tile: attention among a large tile's patches needs GiB as it is."""
+        if self.layout.tiles == 1:
+            return [self.inputs]
+        return [
+            {name: array[index : index + 1] for name, array in self.inputs.items()}
+            for index in range(self.layout.tiles)
+        ]

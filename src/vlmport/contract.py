@@ -15,8 +15,12 @@ from pydantic import ConfigDict, Field
 __all__ = [
     "IMAGE_GRAPHS",
     "MANIFEST_NAME",
+    "MASK_DECODER",
     "SCHEMA_VERSION",
+    "AnswerFormat",
     "AttentionForm",
+    "CoordinateAnswers",
+    "CoordinateTokens",
     "FileEntry",
     "FixedSizeImages",
     "GenerationDefaults",
@@ -24,19 +28,24 @@ __all__ = [
     "ImagePreprocessing",
     "ImageTokens",
     "KVLayout",
+    "LocationTokenAnswers",
     "Manifest",
     "ModelDimensions",
     "NativeSizeImages",
+    "PatchImages",
     "PromptFormat",
     "Resize",
     "SourceCheckpoint",
     "SpecialTokens",
     "TensorSpec",
+    "TextAnswers",
 ]
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 IMAGE_GRAPHS = ("vision_encoder", "projector")
+# Optional: codes int64 [num_masks, codes_per_mask] -> mask float32 [num_masks, height, width].
+MASK_DECODER = "mask_decoder"
 
 # An unknown key in a manifest is a fault: a newer writer meant something that we would ignore.
 _STRICT = ConfigDict(extra="forbid")
@@ -80,7 +89,7 @@ class GraphSpec:
 
     Attributes:
         name: what the runtime asks for: "vision_encoder" (absent where pixels go straight into the
-            projector), "projector", "embed_tokens", "decoder".
+            projector), "projector", "embed_tokens", "decoder", "mask_decoder" (optional).
         file: path of the .onnx file, listed in the manifest's files.
         inputs: in the graph's order.
         outputs: in the graph's order.
@@ -199,22 +208,55 @@ class FixedSizeImages:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchImages:
+    """How a picture becomes image_patches float32 [num_patches, patch_height * patch_width * 3].
+
+    The steps run in this order: RGB, shrink to fit max_height x max_width with the same aspect
+    ratio (never enlarge), pad at the right and the bottom to whole patches, rescale, normalize, cut
+    into patches, rows from top to bottom and patches of a row from left to right.
+
+    Attributes:
+        kind: "patches".
+        patch_height: pixels.
+        patch_width: pixels.
+        patch_axes: order of the values in a patch, the last axis varying fastest.
+        max_height: pixels; a multiple of patch_height.
+        max_width: pixels; a multiple of patch_width.
+        resample: Pillow's filter for shrinking.
+        padding_value: of every channel (0-255, before rescaling).
+        rescale_factor: factor on the 0-255 values, or None.
+        mean: per channel, subtracted after rescaling; None (with std) for no normalization.
+        std: per channel, divided by.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["patches"]
+    patch_height: int
+    patch_width: int
+    patch_axes: Literal["height_width_channels"]
+    max_height: int
+    max_width: int
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    padding_value: int
+    rescale_factor: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class NativeSizeImages:
-    """How a picture keeps its aspect ratio and becomes tiles, padded to the largest of them.
+    """How a picture becomes pixel_values float32 [num_tiles, 3, height, width] of its own shape.
 
-    Gives pixel_values float32 [num_tiles, 3, height, width] and patch_grid int64 [num_tiles, 2],
-    the rows and columns of whole patches that lie in each tile and not in its padding.
-
-    The steps run in this order: RGB, split, resize, rescale, normalize, pad with zeros at the
-    bottom and the right.
+    The steps run in this order: RGB, cut into tiles, resize each, rescale, normalize, pad all tiles
+    of the picture to one size. With the pixels goes patch_counts int64 [num_tiles, 2].
 
     Attributes:
         kind: "native_size".
-        is_split: whether a picture becomes five tiles: its four quadrants, then the whole.
-        shortest_edge: least pixels of each edge of a tile; a shorter edge is stretched alone.
-        longest_edge: most pixels of the longer edge; a longer one is shrunk with the other edge.
-        resample: Pillow's filter.
+        splits: whether the picture is cut into its four quarters, with the whole as fifth tile.
+        shortest_edge: pixels that both edges have at least.
+        longest_edge: pixels to which a longer edge is shrunk, the aspect ratio kept.
         patch_size: pixels of a patch's side.
+        resample: Pillow's filter.
         rescale_factor: factor on the 0-255 values, or None.
         mean: per channel, subtracted after rescaling; None (with std) for no normalization.
         std: per channel, divided by.
@@ -222,18 +264,18 @@ class NativeSizeImages:
 
     __pydantic_config__ = _STRICT
     kind: Literal["native_size"]
-    is_split: bool
+    splits: bool
     shortest_edge: int
     longest_edge: int
-    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
     patch_size: int
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
     rescale_factor: float | None
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
 
 
 # One dataclass for each kind of preprocessing; `kind` tells them apart in JSON.
-ImagePreprocessing = FixedSizeImages | NativeSizeImages
+ImagePreprocessing = FixedSizeImages | NativeSizeImages | PatchImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,24 +283,50 @@ class ImageTokens:
     """What an image becomes in the prompt, in place of its placeholder.
 
     Attributes:
-        kind: "repeat": `count` image tokens for each tile of the image.
+        kind: "repeat": `count` image tokens for each tile of the image. "rows": `count` image
+            tokens for each patch, in rows of patches.
         token: the image token's text; "" if it is no token of the vocabulary.
-        count: image tokens of one tile.
-        before: text in front of each tile.
-        after: text behind each tile.
+        count: image tokens of one tile, or of one patch.
+        before: text in front of each tile, or of each row.
+        after: text behind each tile, or each row.
         merged: a text of which two in a row become one, after all images are in place; "" for none.
-        spaced: a text behind which a space is put, last of all, wherever something other than white
-            space or "<" follows it; "" for none.
+        merged_is_spaced: whether a space is put behind that text where a character follows that is
+            neither whitespace nor "<".
     """
 
     __pydantic_config__ = _STRICT
-    kind: Literal["repeat"]
+    kind: Literal["repeat", "rows"]
     token: str
     count: int
     before: str
     after: str
     merged: str
-    spaced: str = ""
+    merged_is_spaced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinateTokens:
+    """Tokens for boxes and points in a prompt with images, and in answers.
+
+    A coordinate is one token: half of a pixel's row or column in the resized image, in decimal. In
+    text a box is "<box>y1, x1, y2, x2</box>" and a point "<point>x, y</point>", in pixels of the
+    user's picture.
+
+    Attributes:
+        box_open: the token that opens a box.
+        box_close: that closes it.
+        point_open: that opens a point.
+        point_close: that closes it.
+        prompt_end: text at the end of every prompt with images; a token by itself where it follows
+            a box or a point.
+    """
+
+    __pydantic_config__ = _STRICT
+    box_open: str
+    box_close: str
+    point_open: str
+    point_close: str
+    prompt_end: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,16 +340,72 @@ class PromptFormat:
         image_tokens: what takes the placeholder's place.
         tokenization: "whole" tokenizes the prompt once, with the images' text in it; "chunks"
             tokenizes the text around each placeholder for itself and keeps the
-            beginning-of-sequence token of the first chunk alone.
+            beginning-of-sequence token of the first chunk alone. "image_first" tokenizes a prompt
+            without images whole; one with images begins with an image and the
+            beginning-of-sequence token, and the text behind these, further images in place, is
+            tokenized for itself and without the post-processor.
         add_special_tokens: whether the tokenizer's post-processor runs.
+        coordinates: how boxes and points are written, or None if the model has no tokens for them.
     """
 
     __pydantic_config__ = _STRICT
     chat_template: str
     image_placeholder: str
     image_tokens: ImageTokens
-    tokenization: Literal["whole", "chunks"]
+    tokenization: Literal["whole", "chunks", "image_first"]
     add_special_tokens: bool
+    coordinates: CoordinateTokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextAnswers:
+    """Answers are text and nothing else.
+
+    Attributes:
+        kind: "text".
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["text"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocationTokenAnswers:
+    """Answers may name regions of the picture by tokens of their own.
+
+    A region is four location tokens <locNNNN> (y_min, x_min, y_max, x_max), no or
+    `codes_per_mask` segment tokens <segNNN>, and a label; ";" stands between regions.
+
+    Attributes:
+        kind: "location_tokens".
+        locations: parts of the picture's height, and of its width, that a location counts.
+        segment_codes: codes that a segment token may stand for.
+        codes_per_mask: segment tokens that describe a mask.
+
+    Source: google-research/big_vision, transfers/segmentation.py.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["location_tokens"]
+    locations: int
+    segment_codes: int
+    codes_per_mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinateAnswers:
+    """Answers may name boxes and points by the coordinate tokens of the prompt form.
+
+    Attributes:
+        kind: "coordinate_tokens".
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["coordinate_tokens"]
+
+
+# One dataclass for each kind of answer; `kind` tells them apart in JSON.
+AnswerFormat = TextAnswers | LocationTokenAnswers | CoordinateAnswers
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,11 +435,13 @@ class GenerationDefaults:
     Attributes:
         max_new_tokens: most tokens that an answer may have.
         stop_strings: texts that end an answer and are not part of it.
+        suppressed_token_ids: tokens that are never chosen.
     """
 
     __pydantic_config__ = _STRICT
     max_new_tokens: int
     stop_strings: tuple[str, ...]
+    suppressed_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +477,7 @@ class Manifest:
         prompt: prompt form.
         special_tokens: ids with a meaning.
         generation: defaults of generation.
+        answers: what an answer is made of.
         source: the checkpoint.
         tools: tool name -> version, of the export.
         files: every file of the bundle but the manifest.
@@ -369,6 +496,7 @@ class Manifest:
     prompt: PromptFormat
     special_tokens: SpecialTokens
     generation: GenerationDefaults
+    answers: Annotated[AnswerFormat, Field(discriminator="kind")]
     source: SourceCheckpoint
     tools: dict[str, str]
     files: tuple[FileEntry, ...]
@@ -376,6 +504,10 @@ class Manifest:
     def graph(self, name: str) -> GraphSpec:
         """The graph of that name; the manifest reader has checked that the needed ones exist."""
         return next(graph for graph in self.graphs if graph.name == name)
+
+    def has_graph(self, name: str) -> bool:
+        """Whether the bundle has an optional graph."""
+        return any(graph.name == name for graph in self.graphs)
 
     @property
     def image_graphs(self) -> tuple[str, ...]:

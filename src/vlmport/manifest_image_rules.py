@@ -5,14 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vlmport.contract import FixedSizeImages, ImagePreprocessing, NativeSizeImages
+from vlmport.contract import (
+    FixedSizeImages,
+    ImagePreprocessing,
+    NativeSizeImages,
+    PatchImages,
+)
 
 __all__ = ["image_faults", "too_small"]
 
 
 def image_faults(image: ImagePreprocessing) -> Iterator[str]:
     """All faults; none if the steps can be applied to any picture."""
-    if isinstance(image, NativeSizeImages):
+    if isinstance(image, PatchImages):
+        yield from _patch_faults(image)
+    elif isinstance(image, NativeSizeImages):
         yield from _native_size_faults(image)
     else:
         yield from _fixed_size_faults(image)
@@ -37,6 +44,31 @@ def _fixed_size_faults(image: FixedSizeImages) -> Iterator[str]:
     yield from _scale_faults(image)
 
 
+def _native_size_faults(image: NativeSizeImages) -> Iterator[str]:
+    yield from too_small({"image.patch_size": image.patch_size}, least=1)
+    # A smaller edge would have no whole patch, a longest edge below it could not be kept.
+    yield from too_small({"image.shortest_edge": image.shortest_edge}, least=image.patch_size)
+    yield from too_small({"image.longest_edge": image.longest_edge}, least=image.shortest_edge)
+    yield from _scale_faults(image)
+
+
+def _patch_faults(image: PatchImages) -> Iterator[str]:
+    if not 0 <= image.padding_value <= 255:
+        yield f"image.padding_value: found {image.padding_value}; expected 0 to 255"
+    for axis, patch, most in (
+        ("height", image.patch_height, image.max_height),
+        ("width", image.patch_width, image.max_width),
+    ):
+        sizes = {f"image.patch_{axis}": patch, f"image.max_{axis}": most}
+        yield from too_small(sizes, least=1)
+        if patch >= 1 and most % patch:
+            yield (
+                f"image.max_{axis}: found {most}; expected a multiple of the patch's {patch}, "
+                "since a picture of that size must become whole patches"
+            )
+    yield from _scale_faults(image)
+
+
 def _shape_faults(image: FixedSizeImages) -> Iterator[str]:
     resize = image.resize
     by_edge = resize is not None and resize.mode == "shortest_edge"
@@ -53,19 +85,7 @@ def _shape_faults(image: FixedSizeImages) -> Iterator[str]:
         )
 
 
-def _native_size_faults(image: NativeSizeImages) -> Iterator[str]:
-    yield from too_small({"image.patch_size": image.patch_size}, least=1)
-    edges = {"image.shortest_edge": image.shortest_edge, "image.longest_edge": image.longest_edge}
-    yield from too_small(edges, least=max(image.patch_size, 1))
-    if image.longest_edge < image.shortest_edge:
-        yield (
-            f"image.longest_edge: found {image.longest_edge}; expected image.shortest_edge, "
-            f"{image.shortest_edge}, or more"
-        )
-    yield from _scale_faults(image)
-
-
-def _scale_faults(image: FixedSizeImages | NativeSizeImages) -> Iterator[str]:
+def _scale_faults(image: ImagePreprocessing) -> Iterator[str]:
     if (image.mean is None) != (image.std is None):
         yield "image.mean, image.std: one is null and one is not; expected both or neither"
     factor = () if image.rescale_factor is None else (image.rescale_factor,)

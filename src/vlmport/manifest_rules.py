@@ -9,15 +9,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
 from vlmport.contract import (
     MANIFEST_NAME,
+    MASK_DECODER,
+    CoordinateAnswers,
     FileEntry,
     GraphSpec,
     Manifest,
+    PatchImages,
     TensorSpec,
+    TextAnswers,
 )
 from vlmport.manifest_image_rules import image_faults, too_small
 
@@ -56,6 +61,7 @@ def manifest_faults(manifest: Manifest) -> list[str]:
         *_graph_faults(manifest),
         *image_faults(manifest.image),
         *_text_faults(manifest),
+        *_answer_faults(manifest),
     ]
 
 
@@ -77,6 +83,8 @@ def _number_faults(manifest: Manifest) -> Iterator[str]:
     )
     tokens = manifest.special_tokens
     ids = {f"eos_token_ids[{i}]": token for i, token in enumerate(tokens.eos_token_ids)}
+    suppressed = manifest.generation.suppressed_token_ids
+    ids |= {f"suppressed_token_ids[{i}]": token for i, token in enumerate(suppressed)}
     ids |= {"bos_token_id": tokens.bos_token_id or 0, "image_token_id": tokens.image_token_id or 0}
     yield from too_small({f"special_tokens.{name}": token for name, token in ids.items()}, least=0)
     first = manifest.attention.first_position
@@ -159,16 +167,68 @@ def _tensor_faults(field: str, spec: TensorSpec) -> Iterator[str]:
 def _text_faults(manifest: Manifest) -> Iterator[str]:
     if not manifest.prompt.image_placeholder:
         yield "prompt.image_placeholder: empty; expected the text that stands for an image"
-    if manifest.prompt.tokenization == "whole":
+    tokenization = manifest.prompt.tokenization
+    if tokenization != "chunks":
         if manifest.special_tokens.image_token_id is None:
             yield (
                 "special_tokens.image_token_id: null; expected an id, since prompt.tokenization "
-                '"whole" needs the image token to be one of the vocabulary'
+                f'"{tokenization}" needs the image token to be one of the vocabulary'
             )
         if not manifest.prompt.image_tokens.token:
-            yield 'prompt.image_tokens.token: empty; expected a text, as tokenization is "whole"'
+            yield (
+                "prompt.image_tokens.token: empty; expected a text, as tokenization is "
+                f'"{tokenization}"'
+            )
+    if tokenization == "image_first" and manifest.special_tokens.bos_token_id is None:
+        yield (
+            "special_tokens.bos_token_id: null; expected an id, since prompt.tokenization "
+            '"image_first" puts it behind the first image'
+        )
+    if manifest.prompt.image_tokens.kind == "rows" and manifest.image.kind != "patches":
+        yield (
+            f'prompt.image_tokens.kind: found "rows" with images of kind "{manifest.image.kind}"; '
+            'expected images of kind "patches", which have rows'
+        )
+    if (coordinates := manifest.prompt.coordinates) is not None:
+        for field in fields(coordinates):
+            if not getattr(coordinates, field.name):
+                yield f"prompt.coordinates.{field.name}: empty; expected a token's text"
     if "" in manifest.generation.stop_strings:
         yield "generation.stop_strings: an empty text; it would end every answer at once"
+
+
+def _answer_faults(manifest: Manifest) -> Iterator[str]:
+    answers = manifest.answers
+    decoder = next((graph for graph in manifest.graphs if graph.name == MASK_DECODER), None)
+    if isinstance(answers, TextAnswers):
+        if decoder is not None:
+            yield f'graphs: found {MASK_DECODER}; expected none, since answers are of kind "text"'
+        return
+    if isinstance(answers, CoordinateAnswers):
+        if manifest.prompt.coordinates is None or not isinstance(manifest.image, PatchImages):
+            yield (
+                'answers.kind: found "coordinate_tokens"; expected prompt.coordinates and images '
+                'of kind "patches" with it, which say what a coordinate is'
+            )
+        if decoder is not None:
+            yield f"graphs: found {MASK_DECODER}; expected none, boxes and points have no masks"
+        return
+    numbers = {
+        "locations": answers.locations,
+        "segment_codes": answers.segment_codes,
+        "codes_per_mask": answers.codes_per_mask,
+    }
+    yield from too_small({f"answers.{name}": value for name, value in numbers.items()}, least=1)
+    if decoder is None:
+        return
+    ports = [(spec.name, len(spec.shape)) for spec in (*decoder.inputs, *decoder.outputs)]
+    if ports != [("codes", 2), ("mask", 3)]:
+        yield f"graphs: {MASK_DECODER} has the ports {ports}; expected codes of 2 axes, mask of 3"
+    elif decoder.inputs[0].shape[1] != answers.codes_per_mask:
+        yield (
+            f"graphs: {MASK_DECODER} takes {decoder.inputs[0].shape[1]} codes for a mask; expected "
+            f"answers.codes_per_mask, {answers.codes_per_mask}"
+        )
 
 
 def _dtype_faults(field: str, dtype: str) -> Iterator[str]:

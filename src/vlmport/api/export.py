@@ -24,6 +24,7 @@ from vlmport.contract import (
 )
 from vlmport.errors import ExportError
 from vlmport.export.family import plan_checkpoint
+from vlmport.export.mask_decoder import with_mask_decoder
 from vlmport.export.stream import save_graph, weight_bytes
 from vlmport.export.tracing import trace
 from vlmport.export.wrappers.decoder import in_place_attention
@@ -41,7 +42,18 @@ __all__ = ["ExportOptions", "ExportReport", "export"]
 
 # Lengths of the dynamic axes during a trace: all different and above one, so that the tracer
 # assumes neither equality nor broadcasting.
-_SAMPLE_LENGTHS = {"batch": 2, "sequence_length": 3, "capacity": 7, "num_images": 2}
+_SAMPLE_LENGTHS = {
+    "batch": 2,
+    "sequence_length": 3,
+    "num_tiles": 2,
+    # At least two patches of any size that is used.
+    "height": 197,
+    "width": 241,
+    "capacity": 7,
+    "num_images": 2,
+    "num_patches": 5,
+    "num_masks": 2,
+}
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "tokenizers")
 
@@ -55,12 +67,14 @@ class ExportOptions:
         bundle: folder to write.
         max_length: most tokens of a sequence; None for what the model supports.
         overwrite: whether an existing bundle is replaced.
+        mask_decoder: weights of the decoder of segmentation masks; None leaves the graph out.
     """
 
     checkpoint: Path
     bundle: Path
     max_length: int | None = None
     overwrite: bool = False
+    mask_decoder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,8 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
     progress.start("reading the checkpoint")
     family, plan = plan_checkpoint(options.checkpoint)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
+    if options.mask_decoder is not None:
+        plan = with_mask_decoder(plan, options.mask_decoder)
     models = [_traced(graph, progress) for graph in plan.graphs]
     progress.finish()
     workspace = _workspace(options.bundle)
@@ -186,6 +202,7 @@ def _write(
         prompt=plan.prompt,
         special_tokens=plan.special_tokens,
         generation=plan.generation,
+        answers=plan.answers,
         source=SourceCheckpoint(
             checkpoint.resolve().name,
             plan.layout,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from vlmport.contract import ImagePreprocessing, Manifest
+from vlmport.contract import ImagePreprocessing, Manifest, NativeSizeImages, PatchImages
 from vlmport.manifest import load_manifest
 from vlmport.manifest_rules import DTYPE_BYTES
 
@@ -65,6 +65,10 @@ def inspection_json(inspection: Inspection) -> str:
 def image_steps(image: ImagePreprocessing) -> list[str]:
     """The steps that a picture goes through, in their order, in words."""
     steps = ["RGB"]
+    if isinstance(image, PatchImages):
+        return steps + _patch_steps(image) + _scale_steps(image)
+    if isinstance(image, NativeSizeImages):
+        return steps + _native_size_steps(image) + _scale_steps(image)
     if image.pad_to_square is not None:
         steps.append(f"pad to a square with colour {image.pad_to_square}")
     if (resize := image.resize) is not None:
@@ -73,6 +77,24 @@ def image_steps(image: ImagePreprocessing) -> list[str]:
         steps.append(f"resize {target} ({resize.resample})")
     if image.center_crop is not None:
         steps.append(f"centre crop to {image.center_crop[0]}x{image.center_crop[1]}")
+    return steps + _scale_steps(image)
+
+
+def _patch_steps(image: PatchImages) -> list[str]:
+    return [
+        f"shrink to fit {image.max_height}x{image.max_width} ({image.resample})",
+        f"pad with {image.padding_value} to patches of {image.patch_height}x{image.patch_width}",
+    ]
+
+
+def _native_size_steps(image: NativeSizeImages) -> list[str]:
+    edges = f"{image.shortest_edge} to {image.longest_edge}"
+    cut = ["cut into four quarters and the whole"] if image.splits else []
+    return [*cut, f"resize each edge to {edges} ({image.resample})"]
+
+
+def _scale_steps(image: ImagePreprocessing) -> list[str]:
+    steps = []
     if image.rescale_factor is not None:
         steps.append(f"multiply by {image.rescale_factor:.6g}")
     if image.mean is not None and image.std is not None:

@@ -117,14 +117,21 @@ def check_source(checkpoint: Path, bundle: Path, manifest: Manifest, progress: P
 def select_cases(
     cases: Sequence[Case], model: ComparedModel
 ) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """Splits cases into those that the bundle has room for, and reasons against the others.
+    """Splits cases into those that the bundle can be asked, and reasons against the others.
+
+    A case cannot be asked if there is no room for an answer, or if the bundle's prompt form refuses
+    it: some models take no text without a picture.
 
     Raises:
-        ParityError: if there is room for none.
+        ParityError: if there is none that can be asked.
     """
     kept, skipped = [], []
     for case in cases:
-        length = len(model.encode(case))
+        try:
+            length = len(model.encode(case))
+        except InputError as error:
+            skipped.append(f"case {case.name!r}: {error}")
+            continue
         if length < model.max_length:
             kept.append(case)
         else:
@@ -133,8 +140,8 @@ def select_cases(
             )
     if not kept:
         msg = (
-            f"parity: no case leaves room for an answer: {'; '.join(skipped)}; give a shorter "
-            "--prompt or fewer --image, or export with a larger --max-length"
+            f"parity: no case can be asked: {'; '.join(skipped)}; give another --prompt or "
+            "--image, or export with a larger --max-length"
         )
         raise ParityError(msg)
     return tuple(kept), tuple(skipped)

@@ -23,6 +23,13 @@ def export_command(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle.")] = False,
+    mask_decoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights (.npz) that turn segmentation answers into masks; one more graph.",
+        ),
+    ] = None,
 ) -> None:
     """Turn a [bold]checkpoint[/bold] into a [bold]bundle[/bold] of ONNX graphs.
 
@@ -33,7 +40,7 @@ def export_command(
     """
     from vlmport.api.export import ExportOptions, export
 
-    options = ExportOptions(checkpoint, bundle, max_length=max_length, overwrite=overwrite)
+    options = ExportOptions(checkpoint, bundle, max_length, overwrite, mask_decoder)
     with RichProgress() as progress:
         report = export(options, progress)
     size = sum(entry.size for entry in report.manifest.files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 from vlmport.errors import InputError
 
 if TYPE_CHECKING:
-    from vlmport.runtime import GenerationResult
+    from vlmport.runtime import GenerationResult, Region
     from vlmport.runtime.messages import Message
 
 __all__ = ["generate_command"]
@@ -45,6 +46,13 @@ def generate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object when the answer is complete.")
     ] = False,
+    draw: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the picture with the boxes and masks of the answer drawn on it.",
+        ),
+    ] = None,
     temperature: Annotated[
         float,
         typer.Option(
@@ -133,15 +141,18 @@ def generate_command(
         ),
     )
     model = VisionLanguageModel.load(bundle)
-    if as_json:
-        typer.echo(_as_json(model.generate_batch([request])[0]))
-        return
+    if draw is not None:
+        _check_drawing(draw, images, model.manifest.answers.kind)
 
     def show(piece: Piece) -> None:
         typer.echo(piece.text, nl=False)
 
-    model.generate_batch([request], on_piece=show)
-    typer.echo()
+    result = model.generate_batch([request], on_piece=None if as_json else show)[0]
+    typer.echo(_as_json(result) if as_json else "")
+    for fault in result.faults:
+        typer.echo(f"warning: {fault}", err=True)
+    if draw is not None:
+        _draw(draw, images[0], result)
 
 
 def _read_messages(path: Path) -> tuple[Message, ...]:
@@ -176,6 +187,48 @@ def _in_order(chat: tuple[Message, ...], given: tuple[Path, ...], folder: Path) 
     return (*images, *rest)
 
 
+def _check_drawing(target: Path, images: tuple[Path, ...], answers: str) -> None:
+    """Tells before the model runs what would make the drawing impossible."""
+    from PIL import Image
+
+    if answers == "text":
+        msg = "--draw: this bundle answers with text alone; its answers name no regions to draw"
+        raise InputError(msg)
+    if len(images) != 1:
+        msg = f"--draw: found {len(images)} pictures; expected one to draw on"
+        raise InputError(msg)
+    if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+        msg = f"{target}: Pillow writes no {target.suffix or 'file without ending'}; try .png"
+        raise InputError(msg)
+    if not target.parent.is_dir():
+        msg = f"{target}: there is no folder {target.parent}; make it first"
+        raise InputError(msg)
+
+
+def _draw(target: Path, picture: Path, result: GenerationResult) -> None:
+    from vlmport.runtime.drawing import draw_regions
+    from vlmport.runtime.image_file import load_image
+
+    drawn = draw_regions(load_image(picture), result.regions)
+    try:
+        drawn.save(target)
+    except (OSError, ValueError) as error:
+        msg = f"{target}: cannot be written ({error}); choose another place or ending"
+        raise InputError(msg) from error
+
+
+def _region_fields(region: Region) -> dict[str, object]:
+    from vlmport.runtime.masks import run_lengths
+
+    mask = region.mask
+    return {
+        "label": region.label,
+        "box": dataclasses.asdict(region.box),
+        "codes": region.codes,
+        "mask": None if mask is None else {"size": mask.shape, "counts": run_lengths(mask)},
+    }
+
+
 def _as_json(result: GenerationResult) -> str:
     fields = {
         "text": result.text,
@@ -187,5 +240,7 @@ def _as_json(result: GenerationResult) -> str:
         "ttft_ms": round(result.ttft_ms, 3),
         "tokens_per_second": round(result.tokens_per_second, 3),
         "backend": result.backend,
+        "regions": [_region_fields(region) for region in result.regions],
+        "faults": result.faults,
     }
     return json.dumps(fields, ensure_ascii=False)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmport.contract import MASK_DECODER
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from vlmport.api.inspect import Inspection
-    from vlmport.contract import GraphSpec, TensorSpec
+    from vlmport.contract import GraphSpec, ImageTokens, Manifest, TensorSpec
 
 __all__ = ["inspect_command"]
 
@@ -66,11 +68,12 @@ def _facts(inspection: Inspection) -> dict[str, str]:
         "model": f"{manifest.family}: {manifest.variant}, {manifest.precision}",
         "source": f"{manifest.source.name} ({manifest.source.layout}), {_bytes(source_bytes)}",
         "sizes": f"hidden {sizes.hidden_size}, vocabulary {sizes.vocab_size}, "
-        f"{manifest.prompt.image_tokens.count} tokens an image, at most {sizes.max_length} tokens",
+        f"{_image_tokens(manifest.prompt.image_tokens)}, at most {sizes.max_length} tokens",
         "weights": _bytes(inspection.parameter_bytes),
         "KV cache": f"{cache.num_layers} layers x {cache.num_kv_heads} heads x {cache.head_dim}, "
         f"{cache.dtype}: {_bytes(inspection.kv_bytes_per_token)} a token, "
         f"{_bytes(inspection.kv_bytes_at_max_length)} at {sizes.max_length} tokens",
+        "image graphs": _image_graphs(manifest),
         "images": " > ".join(image_steps(manifest.image)),
         "prompt": f"placeholder {manifest.prompt.image_placeholder!r}, "
         f"tokenized as {manifest.prompt.tokenization}; "
@@ -79,8 +82,31 @@ def _facts(inspection: Inspection) -> dict[str, str]:
         f"eos {tokens.eos_token!r} {list(tokens.eos_token_ids)}, image {tokens.image_token_id}",
         "generation": f"at most {manifest.generation.max_new_tokens} new tokens, "
         f"stop strings {list(manifest.generation.stop_strings)}",
+        "answers": _answers(manifest),
         "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     }
+
+
+def _image_tokens(form: ImageTokens) -> str:
+    if form.kind == "rows":
+        return f"{form.count} token a patch and {form.after!r} a row"
+    return f"{form.count} tokens an image"
+
+
+def _image_graphs(manifest: Manifest) -> str:
+    from vlmport.contract import IMAGE_GRAPHS
+
+    absent = [name for name in IMAGE_GRAPHS if name not in manifest.image_graphs]
+    note = f" (no {', '.join(absent)} graph)" if absent else ""
+    return " > ".join(manifest.image_graphs) + note
+
+
+def _answers(manifest: Manifest) -> str:
+    if manifest.answers.kind == "text":
+        return "text"
+    has_masks = manifest.has_graph(MASK_DECODER)
+    masks = f"masks by the graph {MASK_DECODER}" if has_masks else "no masks"
+    return f"text, regions by location tokens, {masks}"
 
 
 def _graph_rows(graph: GraphSpec) -> list[tuple[str, str]]:
