@@ -79,6 +79,8 @@ class NativeSizeTower(nn.Module):
         step = torch.div(torch.ones_like(counts, dtype=torch.float32), counts)
         fraction = (index.to(torch.float32)[None, :] * step[:, None]).clamp(max=1.0 - 1e-6)
         bounds = cast("torch.Tensor", self.bounds)
+        if not len(bounds):  # a grid of one position; ONNX Runtime 1.31 drops a sum over nothing
+            return torch.zeros_like(fraction, dtype=torch.int64), index[None, :] < counts[:, None]
         bucket = (fraction[:, :, None] >= bounds).sum(-1)
         return bucket, index[None, :] < counts[:, None]
 
