@@ -34,7 +34,7 @@ def prepare_native_size(image: Image.Image, steps: NativeSizeImages) -> Prepared
     Raises:
         InputError: if the picture is too small to be cut into tiles, or a tile is zero all over.
 
-    Source: transformers models/idefics2/image_processing_pil_idefics2.py.
+    Source: transformers' PIL image processor of such models (split_images, resize, pad).
     """
     tiles = _quadrants(image) if steps.splits else [image]
     pixels = [_pixels(tile, steps) for tile in tiles]
