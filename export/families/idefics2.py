@@ -10,12 +10,14 @@ vision-language models?"; Dehghani et al. 2023, "Patch n' Pack: NaViT".
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer
 from transformers.models.idefics2 import modeling_idefics2 as modeling
 
 from vlmport.contract import (
@@ -88,7 +90,7 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
     processor = _processor(checkpoint, config)
     tokenizer = processor.tokenizer
     template = chat_template(checkpoint.path, tokenizer) or _NO_ROLES
-    special = _special_tokens(checkpoint, tokenizer, template, config.image_token_id)
+    special = _special_tokens(checkpoint, tokenizer, template, config)
 
     def reference(dtype: torch.dtype) -> Reference:
         return _Reference(
@@ -131,7 +133,7 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
         ),
         special_tokens=special,
         generation=GenerationDefaults(256, (), suppressed_tokens(checkpoint.path)),
-        tokenizer=fast_tokenizer(tokenizer),
+        tokenizer=_embedded_tokens(fast_tokenizer(tokenizer), text.vocab_size),
         source_files=(checkpoint.path / "config.json", *(file.path for file in files)),
         reference=reference,
     )
@@ -139,6 +141,12 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
 
 def _config(checkpoint: Checkpoint) -> Any:  # the parts' configs are declared as dictionaries too
     path = checkpoint.path / "config.json"
+    if checkpoint.config.get("use_resampler") is False:
+        msg = (
+            f"{path}: use_resampler is false; only models with the perceiver resampler can be "
+            "exported, as transformers has no others"
+        )
+        raise CheckpointError(msg)
     try:
         config: Any = transformers.Idefics2Config.from_pretrained(checkpoint.path)
     except Exception as error:  # transformers' validation raises classes of its own
@@ -187,27 +195,46 @@ def _processor(checkpoint: Checkpoint, config: Any) -> Any:
         )
         raise CheckpointError(msg)
     tokenizer: Any = load_tokenizer(folder)
-    processor = transformers.Idefics2Processor(image_processor, tokenizer, image_seq_len=latents)
-    token = tokenizer.convert_tokens_to_ids(_IMAGE)
     highest, rows = max(tokenizer.get_vocab().values()), config.text_config.vocab_size
-    if token != config.image_token_id or highest >= rows:
+    processor = transformers.Idefics2Processor(image_processor, tokenizer, image_seq_len=latents)
+    token, around = (tokenizer.convert_tokens_to_ids(name) for name in (_IMAGE, _AROUND))
+    if token != config.image_token_id or max(highest, token, around) >= rows:
         msg = (
-            f"{folder}: the tokenizer has {_IMAGE} as token {token} and ids up to {highest}; "
-            f"config.json has image_token_id {config.image_token_id} and vocab_size {rows}; the "
-            "tokenizer does not belong to this checkpoint"
+            f"{folder}: the tokenizer has {_IMAGE} as token {token}, {_AROUND} as {around} and ids "
+            f"up to {highest}; config.json has image_token_id {config.image_token_id} and "
+            f"vocab_size {rows}; the tokenizer does not belong to this checkpoint"
         )
         raise CheckpointError(msg)
     return processor
 
 
+def _embedded_tokens(tokenizer: Tokenizer, rows: int) -> Tokenizer:
+    """The tokenizer without added tokens that the model has no embedding of.
+
+    The processor adds the token that ends a turn to every tokenizer. The released base model has
+    no row for it (vocab_size 32002), so that transformers fails on text with it; here such text
+    is read as ordinary characters.
+    """
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
+    return Tokenizer.from_str(json.dumps(content))
+
+
 def _special_tokens(
-    checkpoint: Checkpoint, tokenizer: Any, template: str, image_token_id: int
+    checkpoint: Checkpoint, tokenizer: Any, template: str, config: Any
 ) -> SpecialTokens:
     """The checkpoint's; where its template ends turns with a token of their own, that ends one."""
-    found = special_tokens(checkpoint.path, tokenizer, image_token_id)
+    rows = config.text_config.vocab_size
+    found = special_tokens(checkpoint.path, tokenizer, config.image_token_id)
     end = tokenizer.convert_tokens_to_ids(_END)
     if _END not in template or end in found.eos_token_ids:
         return found
+    if end >= rows:
+        msg = (
+            f"{checkpoint.path}: the chat template ends turns with {_END}, which is token {end}; "
+            f"config.json has vocab_size {rows}; the template does not belong to this checkpoint"
+        )
+        raise CheckpointError(msg)
     return replace(found, eos_token_ids=(*found.eos_token_ids, end))
 
 

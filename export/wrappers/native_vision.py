@@ -28,7 +28,7 @@ class NativeSizeTower(nn.Module):
             `encoder.layers` and `post_layernorm`.
 
     Source: Dehghani et al. 2023, "Patch n' Pack: NaViT", section 2.1 (fractional positions);
-    transformers models/idefics2/modeling_idefics2.py, Idefics2VisionEmbeddings.
+    the released models' own code looks positions up in the same way.
     """
 
     def __init__(self, vision_tower: nn.Module) -> None:
@@ -92,7 +92,7 @@ class MaskedResampler(nn.Module):
         connector: has `modality_projection` and `perceiver_resampler` (`latents`, `layers`,
             `norm`).
 
-    Source: Jaegle et al. 2021, "Perceiver"; transformers models/idefics2, Idefics2Connector.
+    Source: Jaegle et al. 2021, "Perceiver"; Alayrac et al. 2022, "Flamingo", section 3.1.
     """
 
     def __init__(self, connector: nn.Module) -> None:

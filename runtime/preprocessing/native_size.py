@@ -32,12 +32,19 @@ def prepare_native_size(image: Image.Image, steps: NativeSizeImages) -> Prepared
         that hold no padding.
 
     Raises:
-        InputError: if the picture is too small to be cut into tiles.
+        InputError: if the picture is too small to be cut into tiles, or a tile is zero all over.
 
-    Source: transformers models/idefics2/image_processing_pil_idefics2.py.
+    Source: transformers' PIL image processor of such models (split_images, resize, pad).
     """
     tiles = _quadrants(image) if steps.splits else [image]
     pixels = [_pixels(tile, steps) for tile in tiles]
+    if not all(tile.any() for tile in pixels):
+        # transformers takes a tile of zeros for padding, drops it, and fails on the prompt's count.
+        msg = (
+            f"image: found {image.width} x {image.height} pixels of which a whole tile is zero "
+            "after normalization, which the model takes for no picture; use another picture"
+        )
+        raise InputError(msg)
     height, width = (max(tile.shape[axis] for tile in pixels) for axis in (1, 2))
     padded = np.zeros((len(pixels), 3, height, width), np.float32)
     for target, tile in zip(padded, pixels, strict=True):

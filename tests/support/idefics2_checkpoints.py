@@ -57,6 +57,8 @@ class Idefics2Recipe:
     layout: str = "shards"
     dtype: torch.dtype = torch.float32
     bad_words: bool = True
+    # As the released base model: no token for the end of a turn, the fewest keys in config.json.
+    is_base_release: bool = False
     seed: int = 0
 
 
@@ -69,7 +71,7 @@ def make_idefics2(folder: Path, recipe: Idefics2Recipe) -> Path:
         transformers.Idefics2Config(**config)
     )
     _randomize(model)
-    make_tokenizer(folder, _TOKENS)
+    make_tokenizer(folder, _TOKENS[: 2 if recipe.is_base_release else 3])
     _write_settings(folder, recipe, config)
     state = {name: value.to(recipe.dtype).clone() for name, value in model.state_dict().items()}
     if recipe.tied:
@@ -100,22 +102,26 @@ def _config(recipe: Idefics2Recipe) -> dict[str, Any]:
     }
     if recipe.head_dim is not None:
         text["head_dim"] = recipe.head_dim
+    perceiver: dict[str, Any] = {
+        "hidden_size": recipe.hidden_size,
+        "rms_norm_eps": 1e-05,
+        "resampler_n_latents": recipe.latents,
+        "resampler_depth": recipe.depth,
+        "resampler_n_heads": recipe.resampler_heads,
+        "resampler_head_dim": recipe.resampler_head_dim,
+        "num_key_value_heads": recipe.resampler_kv_heads,
+    }
+    if recipe.is_base_release:
+        del text["sliding_window"]
+        text["max_position_embeddings"] = 32768
+        perceiver = {}
     return {
         "architectures": ["Idefics2ForConditionalGeneration"],
         "model_type": "idefics2",
         "image_token_id": IMAGE,
         "tie_word_embeddings": recipe.tied,
         "torch_dtype": "float32",
-        "perceiver_config": {
-            "model_type": "idefics2",
-            "hidden_size": recipe.hidden_size,
-            "rms_norm_eps": 1e-05,
-            "resampler_n_latents": recipe.latents,
-            "resampler_depth": recipe.depth,
-            "resampler_n_heads": recipe.resampler_heads,
-            "resampler_head_dim": recipe.resampler_head_dim,
-            "num_key_value_heads": recipe.resampler_kv_heads,
-        },
+        "perceiver_config": {"model_type": "idefics2", **perceiver},
         "text_config": text,
         "vision_config": {
             "model_type": "idefics2",
@@ -147,9 +153,11 @@ def _write_settings(folder: Path, recipe: Idefics2Recipe, config: dict[str, Any]
         "size": {"longest_edge": recipe.longest_edge, "shortest_edge": recipe.shortest_edge},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    processor = {"image_seq_len": recipe.latents, "processor_class": "Idefics2Processor"}
+    latents = 64 if recipe.is_base_release else recipe.latents
+    processor = {"image_seq_len": latents, "processor_class": "Idefics2Processor"}
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    generation: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": [2, END], "pad_token_id": 0}
+    ends = 2 if recipe.is_base_release else [2, END]
+    generation: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": ends, "pad_token_id": 0}
     if recipe.bad_words:
         generation["bad_words_ids"] = [[AROUND], [IMAGE]]
     (folder / "generation_config.json").write_text(json.dumps(generation))
