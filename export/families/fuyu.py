@@ -309,7 +309,7 @@ class _FuyuReference:
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """What a graph before the decoder computes; see `Reference.run`."""
         if graph == "projector":
-            patches = torch.from_numpy(inputs["image_patches"])
+            patches = torch.from_numpy(inputs["image_patches"]).to(self.model.dtype)
             features = self.model.model.get_image_features(patches, return_dict=True)
             return {"image_features": to_numpy(features.last_hidden_state)}
         embed = self.model.get_input_embeddings()
@@ -322,6 +322,8 @@ class _FuyuReference:
         """Answers a chat with transformers' own `generate`."""
         [message] = messages
         inputs = self.greedy_inputs(message["content"], images)
+        if "pixel_values" in inputs:  # the model does not cast them itself
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         ids = inputs["input_ids"][0].numpy()
         return generated(
             self.model,
