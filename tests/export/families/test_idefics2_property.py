@@ -45,7 +45,8 @@ def recipes(draw: st.DrawFn) -> Idefics2Recipe:
         kv_heads=kv_heads,
         head_dim=draw(st.sampled_from((None, 2, 16, 34))),
         intermediate=draw(st.integers(1, 80)),
-        sliding_window=draw(st.sampled_from((None, 1, 2, 7, 30, 4096))),
+        # Not 1: there transformers 5.23 disagrees with itself (test_idefics2_released.py).
+        sliding_window=draw(st.sampled_from((None, 2, 3, 7, 30, 4096))),
         latents=draw(st.integers(1, 9)),
         depth=draw(st.integers(1, 2)),
         resampler_heads=resampler_kv_heads * draw(st.integers(1, 3)),
