@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.parity_table import ROWS, ParityRow, table
 
 from vlmport.contract import (
     SCHEMA_VERSION,
@@ -32,12 +36,34 @@ TRAINED_CHECKPOINT = REPOSITORY / "examples" / "tinyllava"
 GRAPH_NAMES = ("vision_encoder", "projector", "embed_tokens", "decoder")
 
 
+def pytest_configure() -> None:
+    """Lets torch list its operators once a process: it does so for every graph, 0.3 s each time."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # the runtime is also tested without torch
+        return
+    registry: Any = ONNXRegistry
+    registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands the rows of a worker process over."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["parity_rows"] = [dataclasses.astuple(row) for row in ROWS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Collects the rows of a worker process."""
+    ROWS.extend(ParityRow(*row) for row in node.workeroutput.get("parity_rows", ()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the table of variants that were compared with PyTorch."""
-    module = sys.modules.get("support.parity_rows")  # absent if no such test was collected
-    if module is not None and module.ROWS:
+    if ROWS:
         terminalreporter.section("parity with transformers")
-        for line in module.table(module.ROWS):
+        for line in table(ROWS):
             terminalreporter.write_line(line)
 
 

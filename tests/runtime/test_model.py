@@ -149,7 +149,6 @@ def test_sampling_is_repeatable_by_seed_alone_and_in_a_batch(model: VisionLangua
         ({"prompt": "<image> and <image>?"}, "found 2 places for images"),
         ({"prompt": QUESTION, "max_new_tokens": 0}, "max_new_tokens: found 0"),
         ({}, "found neither of prompt and messages"),
-        ({"prompt": "shapes and colours " * 200}, "leaves no room for an answer"),
         ({"prompt": QUESTION, "stop_strings": [""]}, "found an empty text"),
     ],
 )
@@ -160,6 +159,11 @@ def test_requests_that_cannot_be_answered_say_why(
         model.generate(images=[IMAGE], **arguments)
     with pytest.raises(InputError, match=message):
         model.stream(images=[IMAGE], **arguments)
+
+
+def test_a_prompt_that_leaves_no_room_says_so(model: VisionLanguageModel) -> None:
+    with pytest.raises(InputError, match="leaves no room for an answer"):
+        model.generate(prompt="shapes and colours " * 200)
 
 
 def test_images_and_image_parts_must_agree(model: VisionLanguageModel) -> None:

@@ -1,9 +1,10 @@
-"""Rows of the table of families and their variants that a test run prints at its end."""
+"""Compares a variant of a family with PyTorch, and puts it into the table of the test run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from support.parity_table import ROWS, ParityRow
 
 from vlmport.api.parity_bundle import open_bundle
 from vlmport.api.parity_compare import compare
@@ -19,32 +20,7 @@ if TYPE_CHECKING:
     from vlmport.api.parity_report import CaseReport
     from vlmport.contract import Precision
 
-__all__ = ["ROWS", "ParityRow", "check_parity_row", "table"]
-
-
-@dataclass(frozen=True, slots=True)
-class ParityRow:
-    """One variant of a family beside PyTorch.
-
-    Attributes:
-        family: name of the family.
-        row: the variant.
-        cases: chats that were compared, each alone and all in one batch.
-        tokens: greedy tokens that were compared with PyTorch's.
-        logits_error: largest |bundle - PyTorch| of all logits.
-        verdict: of the parity report.
-    """
-
-    family: str
-    row: str
-    cases: int
-    tokens: int
-    logits_error: float
-    verdict: str
-
-
-# Filled while tests run; conftest prints it.
-ROWS: list[ParityRow] = []
+__all__ = ["check_parity_row"]
 
 
 def check_parity_row(
@@ -86,18 +62,6 @@ def check_parity_row(
     assert verdict == "PASS" or (is_half and verdict == "NEAR_TIE"), "\n".join(findings)
     assert is_half or all(report.token_ids == report.reference_token_ids for report in reports)
     return found
-
-
-def table(rows: Sequence[ParityRow]) -> list[str]:
-    """The rows as lines of text."""
-    width = max(len(row.row) for row in rows)
-    head = f"{'family':10} {'row':{width}} cases tokens  max |logits|  verdict"
-    lines = [
-        f"{row.family:10} {row.row:{width}} {row.cases:5} {row.tokens:6}  "
-        f"{row.logits_error:12.1e}  {row.verdict}"
-        for row in sorted(rows, key=lambda row: (row.family, row.row))
-    ]
-    return [head, *lines]
 
 
 def _errors(reports: Sequence[CaseReport]) -> list[float]:
