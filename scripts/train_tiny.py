@@ -29,7 +29,6 @@ logger = logging.getLogger("train_tiny")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TRAINING_SEED, VALIDATION_SEED, HELDOUT_SEED = 1, 2, 3
-VALIDATION_COUNT = 600
 SAMPLE_DRAWINGS = 24
 
 
@@ -80,7 +79,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> None:
     count = arguments.pictures or recipe.num_lessons
     lessons = make_lessons(family, curriculum, count, TRAINING_SEED)
     logger.info("%d drawings in %.0f s", count, time.monotonic() - begin)
-    validation = curriculum.heldout(VALIDATION_COUNT, VALIDATION_SEED)
+    validation = curriculum.heldout(recipe.num_validation, VALIDATION_SEED)
     best = -1.0
 
     def check(name: str) -> None:

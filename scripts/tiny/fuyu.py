@@ -148,12 +148,12 @@ class TinyFuyu:
 
     def save(self, folder: Path) -> None:
         """Writes the checkpoint with its processor's files; config.json is flat, as released."""
-        config = self.model.config.to_dict()
-        text = {k: v for k, v in config.pop("text_config").items() if k != "model_type"}
+        config = published(self.model)
+        text = config.pop("text_config")
         ids = {"bos_token_id": self.bos_token_id, "eos_token_id": self.eos_token_id}
         special = {"bos_token": BOS, "eos_token": END, "pad_token": UNK, "unk_token": UNK}
         files = {
-            "config.json": published(text | config),
+            "config.json": text | config,
             "generation_config.json": ids | {"pad_token_id": 0},
             "preprocessor_config.json": {
                 **RESCALE_AND_NORMALIZE,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import nn
+from transformers import PreTrainedModel
 
 __all__ = [
     "LICENSE", "RESCALE_AND_NORMALIZE", "encoder", "published", "save_checkpoint", "save_weights",
@@ -36,12 +36,16 @@ RESCALE_AND_NORMALIZE = {  # the part of preprocessor_config.json in which the f
     "image_std": [0.5, 0.5, 0.5],
     "rescale_factor": 1 / 255,
 }
+OF_NO_MODEL = {
+    "_name_or_path", "architectures", "chunk_size_feed_forward", "id2label", "is_encoder_decoder",
+    "label2id", "output_attentions", "output_hidden_states", "problem_type", "return_dict",
+}  # fmt: skip
 Files = Mapping[str, Mapping[str, Any]]  # JSON: numbers, strings, lists and objects
 
 
 def save_checkpoint(
     folder: Path,
-    model: nn.Module,
+    model: PreTrainedModel,
     renamed: Mapping[str, str],
     tokenizer: Tokenizer,
     files: Files,
@@ -77,10 +81,17 @@ def save_weights(
     path.chmod(0o644)  # safetensors makes it readable by its owner only
 
 
-def published(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Spells a config of transformers 5.x as 4.x did, with the configs inside it."""
+def published(model: PreTrainedModel) -> dict[str, Any]:
+    """Returns a model's config.json as transformers 4.x spelled it."""
+    return {"architectures": [type(model).__name__], **_spelled(model.config.to_dict())}
+
+
+def _spelled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Spells a config, with the configs inside it, without what only transformers itself uses."""
     spelled: dict[str, Any] = {}
     for name, value in config.items():
+        if name in OF_NO_MODEL:
+            continue
         if name == "rope_parameters":
             spelled["rope_theta"] = value["rope_theta"]
             spelled["rope_scaling"] = None
@@ -89,7 +100,7 @@ def published(config: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "dtype":
             spelled["torch_dtype"] = "float16"
         elif isinstance(value, Mapping):
-            spelled[name] = published(value)
+            spelled[name] = _spelled(value)
         else:
             spelled[name] = value
     return spelled

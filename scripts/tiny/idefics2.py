@@ -155,7 +155,7 @@ class TinyIdefics2:
         text = self.text_config
         files = {
             "chat_template.json": {"chat_template": CHAT_TEMPLATE},
-            "config.json": published(self.model.config.to_dict()),
+            "config.json": published(self.model),
             "generation_config.json": {
                 "bad_words_ids": [[self._encode(FAKE)[0]], [self.image_token_id]],
                 "bos_token_id": text["bos_token_id"],

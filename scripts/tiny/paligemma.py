@@ -40,7 +40,7 @@ __all__ = ["TinyPaliGemma", "build_paligemma", "load_paligemma"]
 IMAGE = "<image>"
 LOCATIONS = [f"<loc{number:04d}>" for number in range(1024)]
 SEGMENTS = [f"<seg{number:03d}>" for number in range(128)]
-IMAGE_SIZE, PATCH_SIZE = 84, 14
+IMAGE_SIZE, PATCH_SIZE = 56, 14
 HUB_NAMES = {
     "model.language_model.": "language_model.model.",
     "model.vision_tower.": "vision_tower.vision_model.",
@@ -126,7 +126,7 @@ class TinyPaliGemma:
             "additional_special_tokens": [IMAGE],
         }  # fmt: skip
         files = {
-            "config.json": published(self.model.config.to_dict()),
+            "config.json": published(self.model),
             "generation_config.json": {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0},
             "preprocessor_config.json": {
                 **RESCALE_AND_NORMALIZE,

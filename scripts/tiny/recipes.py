@@ -31,6 +31,7 @@ class Recipe:
         lessons: makes the curriculum for a built model.
         schedule: how long and how fast it learns.
         num_lessons: training examples.
+        num_validation: questions by which the best state of the last phase is chosen.
         questions_folder: below examples/, where held-out samples go.
     """
 
@@ -39,6 +40,7 @@ class Recipe:
     lessons: Callable[[], Curriculum[Any]]  # of drawings or albums: the recipe does not care
     schedule: Schedule
     num_lessons: int
+    num_validation: int
     questions_folder: str
 
 
@@ -49,6 +51,7 @@ RECIPES = {
         lessons=DrawingLessons,
         schedule=Schedule(),
         num_lessons=40_000,
+        num_validation=600,
         questions_folder="questions",
     ),
     "paligemma": Recipe(
@@ -56,13 +59,15 @@ RECIPES = {
         load=load_paligemma,
         lessons=DetectionLessons,
         schedule=Schedule(
-            tower_steps=800,
+            tower_steps=600,
             language_steps=1500,
-            joint_steps=500,
-            tower_batch=32,
+            joint_steps=300,
             language_batch=16,
+            questions=4,
+            checks=2,
         ),
-        num_lessons=20_000,
+        num_lessons=12_000,
+        num_validation=200,
         questions_folder="questions-paligemma",
     ),
     "fuyu": Recipe(
@@ -79,6 +84,7 @@ RECIPES = {
             questions=4,
         ),
         num_lessons=20_000,
+        num_validation=600,
         questions_folder="questions-fuyu",
     ),
     "idefics2": Recipe(
@@ -93,6 +99,7 @@ RECIPES = {
             language_batch=16,
         ),
         num_lessons=20_000,
+        num_validation=600,
         questions_folder="questions-idefics2",
     ),
 }

@@ -93,21 +93,22 @@ class SceneLessons(ABC):
 
 
 class DetectionLessons(SceneLessons):
-    """PaliGemma: shapes of two or three cells' width anywhere on a grid of 6 x 6 cells.
+    """PaliGemma: shapes of one or two cells' width anywhere on a grid of 4 x 4 cells.
 
-    A cell is a patch, so that only seven values of a location occur: k / 6 of the side. Every patch
-    has to tell what covers it, in which colour and from where to where, and the number of shapes.
+    A cell is a patch, so that only five values of a location occur: quarters of the side. Every
+    patch has to tell what covers it, in which colour, from where to where, and how many shapes
+    there are.
     """
 
     kinds = ("shape", "colour", "count", "presence", "detect")
-    grid = 6
+    grid = 4
     layout = Layout(
-        cell=28, grids=((6, 6),), spans=(2, 3), most_shapes=4, has_twins=True, fills_box=True
+        cell=28, grids=((4, 4),), spans=(1, 2), most_shapes=4, has_twins=True, fills_box=True
     )
-    label_sizes = (1 + len(SHAPES), 1 + len(INKS), 8, 8, 8, 8, 5)
+    label_sizes = (1 + len(SHAPES), 1 + len(INKS), 5, 5, 5, 5, 5)
 
     def labels(self, example: Album) -> Tensor:
-        """Returns int64 [36, 7]."""
+        """Returns int64 [16, 7]."""
         (scene,) = example.scenes
         table = torch.zeros((self.grid, self.grid, 7), dtype=torch.int64)
         for shape in scene.shapes:

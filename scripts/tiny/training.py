@@ -94,8 +94,8 @@ def train(
         curriculum: what is asked about the lessons.
         lessons: what to learn from.
         schedule: steps and rates.
-        check: called with a name after phases 1 and 2 and `schedule.checks` times in phase 3;
-            measures the model and keeps it if it is the best so far.
+        check: called with a name after phase 2 and `schedule.checks` times in phase 3; measures the
+            model and keeps it if it is the best so far.
         seed: of the order of lessons and questions.
     """
     rng = random.Random(seed)
@@ -104,14 +104,14 @@ def train(
     weights = [*family.tower.parameters(), *heads.parameters()]
     tower_loss = functools.partial(teacher.feature_loss, heads)
     _descend(weights, tower_loss, schedule.tower_steps, schedule.tower_rate, "tower")
-    check("after the tower phase")
     for parameter in family.tower.parameters():
         parameter.requires_grad_(False)
     others = [p for p in family.module.parameters() if p.requires_grad]
     steps, rate = schedule.language_steps, schedule.language_rate
     shared_loss = functools.partial(teacher.answer_loss, alone=False)
     _descend(others, shared_loss, steps, rate, "language")
-    check("after the language phase")
+    if steps:
+        check("after the language phase")
     for parameter in family.tower.parameters():
         parameter.requires_grad_(True)
     every = max(1, schedule.joint_steps // schedule.checks)
