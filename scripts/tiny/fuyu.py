@@ -192,7 +192,6 @@ def build_fuyu(corpus: list[str]) -> TinyFuyu:
         corpus: text with every word that the tokenizer should know.
     """
     tokenizer = _unigram(corpus)
-    bos_token_id, eos_token_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(END)
     text = PersimmonConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=128,
@@ -206,17 +205,14 @@ def build_fuyu(corpus: list[str]) -> TinyFuyu:
             "partial_rotary_factor": 0.5,
         },
         pad_token_id=0,
-        bos_token_id=bos_token_id,
-        eos_token_id=eos_token_id,
+        bos_token_id=tokenizer.token_to_id(BOS),
+        eos_token_id=tokenizer.token_to_id(END),
     )
     config = FuyuConfig(
         text_config=text,
         patch_size=PATCH_SIZE,
         image_size=300,
-        image_token_id=tokenizer.token_to_id(PLACEHOLDER),
-        pad_token_id=0,
-        bos_token_id=bos_token_id,
-        eos_token_id=eos_token_id,
+        image_token_id=whole_number(PLACEHOLDER, tokenizer.token_to_id(PLACEHOLDER)),
     )
     return TinyFuyu(FuyuForCausalLM(config), tokenizer)
 

@@ -254,7 +254,7 @@ def build_idefics2(corpus: list[str], llama: Path) -> TinyIdefics2:
         vision_config=vision,
         perceiver_config=perceiver,
         text_config=text,
-        image_token_id=tokenizer.token_to_id(IMAGE),
+        image_token_id=whole_number(IMAGE, tokenizer.token_to_id(IMAGE)),
     )
     model = Idefics2ForConditionalGeneration(config)
     # transformers begins with latents of ones: equal to each other, they would stay so.

@@ -121,13 +121,14 @@ class TinyPaliGemma:
 
     def save(self, folder: Path) -> None:
         """Writes the checkpoint with its processor's files."""
+        ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
         special = {
             "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>",
             "additional_special_tokens": [IMAGE],
         }  # fmt: skip
         files = {
-            "config.json": published(self.model),
-            "generation_config.json": {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0},
+            "config.json": published(self.model) | ids,
+            "generation_config.json": ids,
             "preprocessor_config.json": {
                 **RESCALE_AND_NORMALIZE,
                 "do_convert_rgb": True,
@@ -182,18 +183,14 @@ def build_paligemma(corpus: list[str]) -> TinyPaliGemma:
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
         vision_use_head=False,
-        projection_dim=128,
     )
     config = PaliGemmaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.token_to_id(IMAGE),
+        image_token_index=whole_number(IMAGE, tokenizer.token_to_id(IMAGE)),
         projection_dim=128,
         hidden_size=128,
         vocab_size=vocab_size,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
     )
     return TinyPaliGemma(PaliGemmaForConditionalGeneration(config), tokenizer)
 

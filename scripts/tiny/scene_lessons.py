@@ -247,7 +247,8 @@ class ComparingLessons(SceneLessons):
         if len(example.scenes) == 1:
             questions = self._ask_about_places(example.scenes[0], rng)
         else:
-            questions = self._compare(*example.scenes, rng)
+            first, second = example.scenes
+            questions = self._compare(first, second, rng)
         rng.shuffle(questions)
         return questions
 

@@ -147,8 +147,8 @@ def test_comparisons_are_those_of_the_two_pictures() -> None:
         assert question.answer == expected
     for album, question in asked(lessons, "which"):
         has = [any(s.name == named_in(question.text) for s in x.shapes) for x in album.scenes]
-        expected = {(True, True): "both", (True, False): "the first", (False, True): "the second"}
-        assert question.answer == expected.get((has[0], has[1]), "neither")
+        words = {(True, True): "both", (True, False): "the first", (False, True): "the second"}
+        assert question.answer == words.get((has[0], has[1]), "neither")
     answers = []
     for album, question in asked(lessons, "same"):
         colours = {colour_of(scene, named_in(question.text)) for scene in album.scenes}
