@@ -57,6 +57,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("family", nargs="?", choices=sorted(RECIPES), default="tinyllava")
     parser.add_argument("--output", type=Path, help="the checkpoint; examples/FAMILY if not given")
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint, not from scratch")
     parser.add_argument("--samples", type=Path, help="the folder of held-out drawings")
     parser.add_argument("--pictures", type=int, help="training examples")
     parser.add_argument("--heldout", type=int, default=1200, help="held-out questions")
@@ -74,7 +75,7 @@ def _train(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> None:
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     schedule = dataclasses.replace(recipe.schedule, **given)
     torch.manual_seed(TRAINING_SEED)
-    family = recipe.build()
+    family = recipe.load(arguments.start) if arguments.start else recipe.build()
     curriculum = recipe.lessons()
     count = arguments.pictures or recipe.num_lessons
     lessons = make_lessons(family, curriculum, count, TRAINING_SEED)

@@ -38,6 +38,7 @@ WHICH = ("Which picture has a {thing}?", "In which picture is a {thing}?")
 SAME = ("Is the {thing} of the same colour in both pictures?",)
 ORDINAL = ("What colour is the {thing} in the {which} picture?",)
 ORDINALS = ("first", "second")
+HARD = ("position", "which", "same")  # of the kinds, those that are learnt last
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")
 SLOTS = {2: (0, 2), 3: (0, 1, 2)}  # of three places, those that two or three rows or columns take
 HOW_LARGE = ("How many {line} are there?", "Count the {line}.")
@@ -243,13 +244,14 @@ class ComparingLessons(SceneLessons):
         return torch.cat([self._scene_labels(scene) for scene in example.scenes])
 
     def ask(self, example: Album, rng: random.Random) -> list[Question]:
-        """Lists questions about the one drawing, or about the two."""
+        """Lists questions about the one drawing, or about the two; the hard ones come first."""
         if len(example.scenes) == 1:
             questions = self._ask_about_places(example.scenes[0], rng)
         else:
             first, second = example.scenes
             questions = self._compare(first, second, rng)
         rng.shuffle(questions)
+        questions.sort(key=lambda question: question.kind not in HARD)
         return questions
 
     def corpus(self) -> list[str]:
