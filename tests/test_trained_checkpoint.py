@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tiny.drawings import Drawing
 from tiny.evaluation import accuracy, with_wrong_pictures
 from tiny.questions import Sample, heldout
 
@@ -17,7 +18,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 HELDOUT_SEED = 3
 
 
-def ask_bundle(model: VisionLanguageModel, samples: Sequence[Sample], batch: int) -> list[str]:
+def ask_bundle(
+    model: VisionLanguageModel, samples: Sequence[Sample[Drawing]], batch: int
+) -> list[str]:
     requests = [
         Request(
             prompt=sample.question.text,

@@ -21,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["COLOURS", "DIGITS", "PLACES", "SHAPES", "SIDE", "WORDS", "Drawing", "Item", "drawings"]
+__all__ = [
+    "COLOURS", "DIGITS", "PLACES", "SHAPES", "SIDE", "WORDS", "Drawing", "Item", "drawings",
+    "is_held_out", "paint_shape", "shifted_ink",
+]  # fmt: skip
 
 SIDE = 128  # pixels; twice the tiny tower's image size, so that its resize has work to do
 CELL = SIDE // 2
@@ -82,6 +85,11 @@ class Drawing:
         """Returns the drawing as a PIL image in mode RGB."""
         return Image.fromarray(self.pixels)
 
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """Returns what a model is shown: this one image."""
+        return (self.image,)
+
 
 def drawings(seed: int, *, held_out: bool) -> Iterator[Drawing]:
     """Yields an endless, reproducible stream of drawings.
@@ -94,11 +102,12 @@ def drawings(seed: int, *, held_out: bool) -> Iterator[Drawing]:
     while True:
         items = _choose_items(rng)
         pixels = _paint(items, rng)
-        if _is_held_out(pixels) == held_out:
+        if is_held_out(pixels) == held_out:
             yield Drawing(items, pixels)
 
 
-def _is_held_out(pixels: NDArray[np.uint8]) -> bool:
+def is_held_out(pixels: NDArray[np.uint8]) -> bool:
+    """Tells a drawing's side of the split from its pixels alone."""
     return hashlib.sha256(pixels.tobytes()).digest()[0] < 32
 
 
@@ -127,13 +136,18 @@ def _paint(items: tuple[Item, ...], rng: random.Random) -> NDArray[np.uint8]:
     image = Image.new("RGB", (SIDE, SIDE), background)
     canvas = ImageDraw.Draw(image)
     for item in items:
-        red, green, blue = (_shift(channel, rng) for channel in COLOURS[item.colour])
-        ink = (red, green, blue)
+        ink = shifted_ink(item.colour, rng)
         if item.kind == "shape":
             _paint_shape(canvas, item, ink, rng)
         else:
             _paint_text(canvas, item, ink, rng)
     return np.asarray(image)
+
+
+def shifted_ink(colour: str, rng: random.Random) -> tuple[int, int, int]:
+    """Chooses a shade near the named colour."""
+    red, green, blue = (_shift(channel, rng) for channel in COLOURS[colour])
+    return red, green, blue
 
 
 def _shift(channel: int, rng: random.Random) -> int:
@@ -147,14 +161,26 @@ def _paint_shape(
     slack = CELL // 2 - radius - 2
     x = item.cells[0] % 2 * CELL + CELL // 2 + rng.randint(-slack, slack)
     y = item.cells[0] // 2 * CELL + CELL // 2 + rng.randint(-slack, slack)
+    paint_shape(canvas, item.name, (x, y), radius, ink)
+
+
+def paint_shape(
+    canvas: ImageDraw.ImageDraw,
+    name: str,
+    centre: tuple[float, float],
+    radius: float,
+    ink: tuple[int, int, int],
+) -> None:
+    """Paints an element of SHAPES into the square of half side `radius` around `centre`."""
+    x, y = centre
     box = (x - radius, y - radius, x + radius, y + radius)
-    if item.name == "circle":
+    if name == "circle":
         canvas.ellipse(box, fill=ink)
-    elif item.name == "square":
+    elif name == "square":
         canvas.rectangle(box, fill=ink)
-    elif item.name == "triangle":
+    elif name == "triangle":
         canvas.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], fill=ink)
-    elif item.name == "cross":
+    elif name == "cross":
         arm = radius // 3
         canvas.rectangle((box[0], y - arm, box[2], y + arm), fill=ink)
         canvas.rectangle((x - arm, box[1], x + arm, box[3]), fill=ink)
@@ -162,7 +188,7 @@ def _paint_shape(
         canvas.polygon(_star(x, y, radius), fill=ink)
 
 
-def _star(x: int, y: int, radius: int) -> list[tuple[float, float]]:
+def _star(x: float, y: float, radius: float) -> list[tuple[float, float]]:
     """Lists the ten corners of a five-pointed star, the first at the top."""
     corners = []
     for corner in range(10):

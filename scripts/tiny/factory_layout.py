@@ -8,12 +8,12 @@ Source: https://github.com/TinyLLaVA/TinyLLaVA_Factory (commit 53f12c7): configu
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig, SiglipVisionConfig
 
+from tiny.hub_layout import LICENSE, write_json
 from tiny.tokenizer import BOS, EOS, UNK
 
 __all__ = ["FEATURE_LAYER", "write_factory_files"]
@@ -21,12 +21,6 @@ __all__ = ["FEATURE_LAYER", "write_factory_files"]
 FEATURE_LAYER = -2  # index over [embeddings, layer 1, ..., layer N]: the input of the last block
 LLM_NAME = "vlmport/tinyllama-2m-drawings"
 VISION_NAME = "vlmport/siglip-patch8-64-drawings"
-LICENSE = """\
-The weights in this folder were trained from scratch by scripts/train_tiny.py, on drawings and
-questions that the script generates itself. No other model and no other data went into them.
-
-Licensed under the Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0
-"""
 
 
 def write_factory_files(folder: Path, text: LlamaConfig, vision: SiglipVisionConfig) -> None:
@@ -38,9 +32,9 @@ def write_factory_files(folder: Path, text: LlamaConfig, vision: SiglipVisionCon
         vision: the tower's config.
     """
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": UNK, "unk_token": UNK}
-    _write_json(folder / "config.json", _factory_config(text, vision))
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(special))
-    _write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "config.json", _factory_config(text, vision))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(special))
+    write_json(folder / "special_tokens_map.json", special)
     (folder / "LICENSE").write_text(LICENSE, encoding="utf-8")
 
 
@@ -122,8 +116,3 @@ def _tokenizer_config(special: dict[str, str]) -> dict[str, Any]:
         "padding_side": "right",
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")

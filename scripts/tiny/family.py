@@ -1,28 +1,23 @@
-"""What the training loop needs to know of a model family, and nothing more."""
+"""What the training loop needs to know of a model family and of its lessons, and nothing more."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from PIL import Image
 from torch import Tensor, nn
 
-__all__ = ["Prompt", "TinyFamily", "Turn"]
+from tiny.questions import Pictured, Question, Sample
 
+__all__ = ["Curriculum", "Pixels", "TinyFamily", "Turn"]
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """Token ids around the image.
-
-    Attributes:
-        before: ids in front of the image tokens, the same for every question; may be empty.
-        after: ids behind the image tokens, up to where the answer begins.
-    """
-
-    before: list[int]
-    after: list[int]
+# The images of one example, in order: each uint8 [3, height, width], in the size the model sees.
+Pixels = tuple[Tensor, ...]
+P = TypeVar("P", bound=Pictured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +33,56 @@ class Turn:
     answer_start: int
 
 
+class Curriculum(Protocol[P]):
+    """What a family is taught: drawings, questions about them, and what their features tell."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Returns the kinds of questions."""
+        ...
+
+    @property
+    def label_sizes(self) -> tuple[int, ...]:
+        """Returns, for each label that a feature has to tell, how many values it has."""
+        ...
+
+    def examples(self, seed: int) -> Iterator[P]:
+        """Yields an endless, reproducible stream of training drawings."""
+        ...
+
+    def heldout(self, count: int, seed: int) -> list[Sample[P]]:
+        """Makes a held-out set: as many questions of each kind; no drawing is for training."""
+        ...
+
+    def labels(self, example: P) -> Tensor:
+        """Returns int64 [num_features, len(label_sizes)]: what each feature has to tell."""
+        ...
+
+    def ask(self, example: P, rng: random.Random) -> list[Question]:
+        """Lists questions about an example; those that training needs most come first."""
+        ...
+
+
 class TinyFamily(Protocol):
     """A tiny model of one family: its modules, its prompt and its checkpoint.
 
     Attributes:
         module: every weight of the checkpoint.
-        image_size: side of the square image the tower takes, pixels.
-        patch_cells: for every patch feature, the drawing's cell it lies in (index into PLACES).
-        feature_size: width of a patch feature.
-        num_image_tokens: image tokens in the decoder's sequence.
+        feature_size: width of the features that the first phase teaches.
+        image_token_id: stands in a sequence where an image token's embedding goes.
         eos_token_id: the id that ends an answer.
+        first_position: position of a sequence's first token.
+        sees_whole_prompt: whether image and question see each other in both directions.
+        talks_in_turns: whether some training sequences are conversations of several turns.
     """
 
     module: nn.Module
-    image_size: int
-    patch_cells: list[int]
     feature_size: int
-    num_image_tokens: int
+    image_token_id: int
     eos_token_id: int
+    first_position: int
+    sees_whole_prompt: bool
+    talks_in_turns: bool
 
     @property
     def tower(self) -> nn.Module:
@@ -65,20 +92,24 @@ class TinyFamily(Protocol):
         """
         ...
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Returns float32 [3, image_size, image_size], as the family's processor gives it."""
+    def resize(self, image: Image.Image) -> Tensor:
+        """Returns uint8 [3, height, width]: the image as its processor resizes it."""
         ...
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Turns resized uint8 [batch, 3, height, width] into float32 pixel_values."""
+    def features(self, batch: Sequence[Pixels]) -> Tensor:
+        """Returns float32 [num_features, feature_size], of all examples one behind the other."""
         ...
 
-    def patch_features(self, pixel_values: Tensor) -> Tensor:
-        """Returns float32 [batch, num_patches, feature_size], the tower's output."""
+    def image_tokens(self, batch: Sequence[Pixels]) -> list[Tensor]:
+        """Returns float32 [num_image_tokens, hidden_size] for each example."""
         ...
 
-    def image_tokens(self, patch_features: Tensor) -> Tensor:
-        """Returns float32 [batch, num_image_tokens, hidden_size], the connector's output."""
+    def prefix(self, pixels: Pixels) -> list[int]:
+        """Returns the ids in front of every question, with image_token_id for each image token."""
+        ...
+
+    def turn(self, question: str, answer: str, *, is_first: bool) -> Turn:
+        """Returns the ids behind the prefix for a first turn, or those of a later turn."""
         ...
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -98,14 +129,6 @@ class TinyFamily(Protocol):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Returns float32 [..., vocab_size]."""
-        ...
-
-    def prompt(self, question: str) -> Prompt:
-        """Returns the ids of a single-question prompt."""
-        ...
-
-    def turn(self, question: str, answer: str, *, is_first: bool) -> Turn:
-        """Returns the ids behind the image for a first turn, or those of a later turn."""
         ...
 
     def decode_text(self, token_ids: list[int]) -> str:

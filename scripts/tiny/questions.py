@@ -9,10 +9,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from PIL import Image
 
 from tiny.drawings import COLOURS, DIGITS, PLACES, SHAPES, WORDS, Drawing, drawings
 
-__all__ = ["KINDS", "Question", "Sample", "ask", "corpus", "heldout"]
+__all__ = [
+    "COLOUR_OF", "COUNTS", "HOW_MANY", "KINDS", "NOTHING", "SHAPE_OF_COLOUR", "WHERE_IS",
+    "Pictured", "Question", "Sample", "ask", "corpus", "heldout", "pose",
+]  # fmt: skip
 
 KINDS = ("shape", "colour", "position", "count", "digit", "word")
 COUNTS = ("zero", "one", "two", "three")
@@ -76,37 +82,49 @@ class Question:
     answer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A drawing with one question about it."""
+class Pictured(Protocol):
+    """Anything that a model can be asked about."""
 
-    drawing: Drawing
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """Returns what the model is shown, in order."""
+        ...
+
+
+P_co = TypeVar("P_co", bound=Pictured, covariant=True)
+
+
+@dataclass(frozen=True)
+class Sample(Generic[P_co]):
+    """A drawing, or several, with one question about it."""
+
+    drawing: P_co
     question: Question
 
 
 def ask(drawing: Drawing, rng: random.Random) -> list[Question]:
     """Lists questions about a drawing in random order and random phrasing."""
-    questions = [_pose("count", HOW_MANY, COUNTS[len(drawing.of_kind("shape"))], rng)]
+    questions = [pose("count", HOW_MANY, COUNTS[len(drawing.of_kind("shape"))], rng)]
     for item in drawing.of_kind("shape"):
         place = PLACES[item.cells[0]]
         questions += _ask_about_shape(item.name, item.colour, place, rng)
     for kind, phrasings in (("digit", WHICH_DIGIT), ("word", WHICH_WORD)):
         for item in drawing.of_kind(kind):
             place = HALVES.get(item.cells) or PLACES[item.cells[0]]
-            questions.append(_pose(kind, phrasings, item.name, rng))
-            questions.append(_pose("colour", COLOUR_OF, item.colour, rng, thing=kind))
-            questions.append(_pose("position", WHERE_IS, place, rng, thing=kind))
+            questions.append(pose(kind, phrasings, item.name, rng))
+            questions.append(pose("colour", COLOUR_OF, item.colour, rng, thing=kind))
+            questions.append(pose("position", WHERE_IS, place, rng, thing=kind))
         if not drawing.of_kind(kind):
-            questions.append(_pose(kind, phrasings, NOTHING, rng))
+            questions.append(pose(kind, phrasings, NOTHING, rng))
     taken = {cell for item in drawing.items for cell in item.cells}
     empty = [place for cell, place in enumerate(PLACES) if cell not in taken]
     if empty:
-        questions.append(_pose("shape", SHAPE_AT + THING_AT, NOTHING, rng, place=rng.choice(empty)))
+        questions.append(pose("shape", SHAPE_AT + THING_AT, NOTHING, rng, place=rng.choice(empty)))
     rng.shuffle(questions)
     return questions
 
 
-def heldout(count: int, seed: int) -> list[Sample]:
+def heldout(count: int, seed: int) -> list[Sample[Drawing]]:
     """Makes a held-out set: as many questions of each kind, each about its own drawing.
 
     No drawing of it can be a training drawing (see `drawings`). At most one answer in ten of a
@@ -142,11 +160,11 @@ def _ask_about_shape(name: str, colour: str, place: str, rng: random.Random) -> 
     either = rng.choice((name, f"{colour} shape"))
     known = rng.choice((name, f"shape in the {place}"))
     return [
-        _pose("shape", SHAPE_AT, name, rng, place=place),
-        _pose("shape", SHAPE_OF_COLOUR, name, rng, colour=colour),
-        _pose("shape", THING_AT, _thing(name, colour), rng, place=place),
-        _pose("colour", COLOUR_OF, colour, rng, thing=known),
-        _pose("position", WHERE_IS, place, rng, thing=either),
+        pose("shape", SHAPE_AT, name, rng, place=place),
+        pose("shape", SHAPE_OF_COLOUR, name, rng, colour=colour),
+        pose("shape", THING_AT, _thing(name, colour), rng, place=place),
+        pose("colour", COLOUR_OF, colour, rng, thing=known),
+        pose("position", WHERE_IS, place, rng, thing=either),
     ]
 
 
@@ -155,15 +173,16 @@ def _thing(shape: str, colour: str) -> str:
     return f"{article} {colour} {shape}"
 
 
-def _pose(
+def pose(
     kind: str, phrasings: tuple[str, ...], answer: str, rng: random.Random, **blanks: str
 ) -> Question:
+    """Makes a question in one of its phrasings, its blanks filled in."""
     return Question(kind, rng.choice(phrasings).format(**blanks), answer)
 
 
 def _sample_of_kind(
     kind: str, stream: Iterator[Drawing], rng: random.Random, *, may_be_nothing: bool
-) -> Sample:
+) -> Sample[Drawing]:
     for drawing in stream:
         for question in ask(drawing, rng):
             if question.kind == kind and (may_be_nothing or question.answer != NOTHING):

@@ -10,21 +10,20 @@ template/llama_template.py, connector/mlp.py.
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tiny.factory_layout import FEATURE_LAYER, write_factory_files
-from tiny.family import Prompt, Turn
+from tiny.family import Pixels, Turn
+from tiny.hub_layout import encoder, save_weights
+from tiny.pictures import normalized, resized, whole_number
 from tiny.questions import corpus
 from tiny.tokenizer import BOS, EOS, UNK, train_tokenizer
 
@@ -34,11 +33,15 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
-IMAGE = "<image>"
+IMAGE_TOKEN_INDEX = -200  # Factory's; it stands for the image and is never embedded
 
 
 class TinyLlava:
     """The TinyLLaVA side of the training loop; see `tiny.family.TinyFamily` for the methods."""
+
+    first_position = 0
+    sees_whole_prompt = False
+    talks_in_turns = True
 
     def __init__(self, text: LlamaConfig, vision: SiglipVisionConfig, tokenizer: Tokenizer) -> None:
         """Builds the modules with fresh weights; seed torch first."""
@@ -53,39 +56,36 @@ class TinyLlava:
             nn.Linear(text.hidden_size, text.hidden_size),
         )
         self.module: nn.Module = nn.ModuleList([self.language_model, self.tower, self.connector])
-        self.image_size = _integer("vision_config.image_size", vision.image_size)
+        self.image_size = whole_number("vision_config.image_size", vision.image_size)
         self.feature_size = vision.hidden_size
-        patch_size = _integer("vision_config.patch_size", vision.patch_size)
-        self.patch_cells = _patch_cells(self.image_size // patch_size)
-        self.num_image_tokens = len(self.patch_cells)
-        self.eos_token_id = _integer(EOS, tokenizer.token_to_id(EOS))
-        side = {"height": self.image_size, "width": self.image_size}
-        self._processor = SiglipImageProcessorPil(size=side, do_convert_rgb=True)
+        patch_size = whole_number("vision_config.patch_size", vision.patch_size)
+        self.num_image_tokens = (self.image_size // patch_size) ** 2 - 1  # see _patch_features
+        self.image_token_id = IMAGE_TOKEN_INDEX
+        self.eos_token_id = whole_number(EOS, tokenizer.token_to_id(EOS))
+        self._encode = encoder(tokenizer)
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Resizes (bicubic) and normalizes to float32 [3, image_size, image_size]."""
-        pixel_values: Tensor = self._processor(image, return_tensors="pt")["pixel_values"][0]
-        return pixel_values
+    def resize(self, image: Image.Image) -> Tensor:
+        """Returns uint8 [3, image_size, image_size]: bicubic, whatever the aspect ratio."""
+        return resized(image, (self.image_size, self.image_size), Image.Resampling.BICUBIC)
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Does the processor's arithmetic on uint8 [batch, 3, height, width], resized already."""
-        return (pixels.float() / 255 - 0.5) / 0.5
+    def features(self, batch: Sequence[Pixels]) -> Tensor:
+        """Returns float32 [batch * num_patches, feature_size]."""
+        return self._patch_features(batch).flatten(0, 1)
 
-    def patch_features(self, pixel_values: Tensor) -> Tensor:
+    def image_tokens(self, batch: Sequence[Pixels]) -> list[Tensor]:
+        """Returns the connector's output, float32 [num_patches, hidden_size] for each image."""
+        return list(self.connector(self._patch_features(batch)))
+
+    def _patch_features(self, batch: Sequence[Pixels]) -> Tensor:
         """Returns the input of the tower's last block without its first token.
 
         Factory's "patch" rule drops token 0 for SigLIP as well, where it is a patch and no CLS.
         """
-        hidden_states = self.tower.embeddings(pixel_values)
+        hidden_states = self.tower.embeddings(normalized([image for (image,) in batch]))
         for layer in self.tower.encoder.layers[: FEATURE_LAYER + 1]:
             hidden_states = layer(hidden_states, None)
         features: Tensor = hidden_states[:, 1:]
         return features
-
-    def image_tokens(self, patch_features: Tensor) -> Tensor:
-        """Returns float32 [batch, num_image_tokens, hidden_size], the connector's output."""
-        tokens: Tensor = self.connector(patch_features)
-        return tokens
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Returns float32 [batch, sequence_length, hidden_size] for int64 ids."""
@@ -108,15 +108,16 @@ class TinyLlava:
         logits: Tensor = self.language_model.lm_head(hidden_states)
         return logits
 
-    def prompt(self, question: str) -> Prompt:
-        """Splits the prompt on `<image>` and encodes each chunk; only the first keeps its BOS."""
-        before, after = f"{SYSTEM}USER: {IMAGE}\n{question} ASSISTANT:".split(IMAGE)
-        return Prompt(self.tokenizer.encode(before).ids, self._encode(after))
+    def prefix(self, pixels: Pixels) -> list[int]:
+        """Encodes what stands in front of `<image>`, which alone begins with BOS."""
+        del pixels  # every image has as many tokens
+        before = self.tokenizer.encode(f"{SYSTEM}USER: ").ids
+        return before + [self.image_token_id] * self.num_image_tokens
 
     def turn(self, question: str, answer: str, *, is_first: bool) -> Turn:
         """Encodes one turn; Factory joins turns without a space, right behind `</s>`."""
         start = f"\n{question} ASSISTANT:" if is_first else f"USER: {question} ASSISTANT:"
-        return Turn(self._encode(f"{start} {answer}{EOS}"), len(self._encode(start)))
+        return Turn(list(self._encode(f"{start} {answer}{EOS}")), len(self._encode(start)))
 
     def decode_text(self, token_ids: list[int]) -> str:
         """Turns an answer's ids into text, without special tokens and outer spaces."""
@@ -125,14 +126,7 @@ class TinyLlava:
 
     def save(self, folder: Path) -> None:
         """Writes config.json, model.safetensors (float16), the tokenizer files and LICENSE."""
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            name: tensor.detach().to(torch.float16).contiguous()
-            for name, tensor in self._factory_weights().items()
-        }
-        path = folder / "model.safetensors"
-        save_file(weights, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors makes it readable by its owner only
+        save_weights(folder, self._factory_weights(), {})
         self.tokenizer.save(str(folder / "tokenizer.json"))
         write_factory_files(folder, self.text_config, self.vision_config)
 
@@ -141,16 +135,6 @@ class TinyLlava:
         stored = load_file(path)
         for name, tensor in self._factory_weights().items():
             tensor.data.copy_(stored[name])
-
-    @functools.cached_property
-    def _encode_once(self) -> Callable[[str], list[int]]:
-        """Remembers what was encoded: training asks the same few thousand turns again and again."""
-        return functools.cache(
-            lambda text: self.tokenizer.encode(text, add_special_tokens=False).ids
-        )
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self._encode_once(text))
 
     def _factory_weights(self) -> dict[str, Tensor]:
         """Names every weight as Factory does; its transformers 4.x tower has `vision_model.`."""
@@ -206,18 +190,3 @@ def load_tinyllava(folder: Path) -> TinyLlava:
     family = TinyLlava(text, vision, tokenizer)
     family.load_weights(folder / "model.safetensors")
     return family
-
-
-def _integer(name: str, value: object) -> int:
-    """Narrows what transformers and tokenizers declare as wider than a whole number."""
-    if not isinstance(value, int):
-        message = f"{name}: found {value!r}; a tiny model needs one whole number here"
-        raise TypeError(message)
-    return value
-
-
-def _patch_cells(side: int) -> list[int]:
-    """Lists the drawing's cell of each patch in row-major order, but of the dropped first one."""
-    half = side // 2
-    cells = [row // half * 2 + column // half for row in range(side) for column in range(side)]
-    return cells[1:]

@@ -1,12 +1,14 @@
 """Trains a tiny model in three phases; the same for every family.
 
 Learning all at once from the language loss alone is very slow: the tower gets almost no signal.
-So: (1) the tower, under throw-away linear heads that name what is in each patch's cell;
-(2) connector and decoder, with the tower frozen; (3) everything, at a lower rate.
+So: (1) the tower, under throw-away linear heads that name what each of its features should know;
+(2) connector and decoder, with the tower frozen; (3) everything, at a lower rate. What counts as
+the tower is for the family to say; a phase of no steps is left out.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -14,23 +16,20 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tiny.drawings import COLOURS, DIGITS, SHAPES, WORDS, Drawing, drawings
-from tiny.family import TinyFamily, Turn
-from tiny.packing import IGNORED, pack
-from tiny.questions import Question, ask
+from tiny.family import Curriculum, Pixels, TinyFamily, Turn
+from tiny.packing import IGNORED, embed, pack, pack_alone
+from tiny.questions import Pictured
 
-__all__ = ["Pictures", "Schedule", "make_pictures", "train"]
+__all__ = ["Lesson", "Schedule", "make_lessons", "train"]
 
 logger = logging.getLogger(__name__)
-
-CONTENTS = ("nothing", *SHAPES, "digit", "word")
+P = TypeVar("P", bound=Pictured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,8 @@ class Schedule:
     Attributes:
         tower_steps, language_steps, joint_steps: optimizer steps of the three phases.
         tower_rate, language_rate, joint_rate: peak learning rates.
-        tower_batch, language_batch: pictures per step (phase 1; phases 2 and 3).
-        questions: questions per picture and step.
+        tower_batch, language_batch: examples per step (phase 1; phases 2 and 3).
+        questions: questions per example and step.
         checks: how often the third phase is checked and, if better, kept.
     """
 
@@ -58,51 +57,32 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """The training drawings, resized once and kept in memory.
+class Lesson(Generic[P]):
+    """A training example, its images resized once and kept in memory.
 
     Attributes:
-        pixels: uint8 [num_pictures, 3, image_size, image_size].
-        contents: int64 [num_pictures, 4], index into CONTENTS for each cell.
-        colours: int64 [num_pictures, 4], 0 for an empty cell, else 1 + index into COLOURS.
-        whole: int64 [num_pictures, 3], of the whole drawing: digit (0 none), word (0 none), count.
-        drawings: the drawings themselves, for their questions.
+        pixels: what the model sees of it.
+        example: the drawing, for its questions and labels.
     """
 
-    pixels: Tensor
-    contents: Tensor
-    colours: Tensor
-    whole: Tensor
-    drawings: list[Drawing]
+    pixels: Pixels
+    example: P
 
 
-def make_pictures(count: int, seed: int, image_size: int) -> Pictures:
-    """Draws the training pictures; PIL's resize is the one the image processors call."""
-    drawn = list(itertools.islice(drawings(seed, held_out=False), count))
-    pixels = torch.empty((count, 3, image_size, image_size), dtype=torch.uint8)
-    contents = torch.zeros((count, 4), dtype=torch.int64)
-    colours = torch.zeros((count, 4), dtype=torch.int64)
-    whole = torch.zeros((count, 3), dtype=torch.int64)
-    names = sorted(COLOURS)
-    for row, drawing in enumerate(drawn):
-        small = drawing.image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-        pixels[row] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-        for item in drawing.items:
-            content = item.name if item.kind == "shape" else item.kind
-            contents[row, list(item.cells)] = CONTENTS.index(content)
-            colours[row, list(item.cells)] = 1 + names.index(item.colour)
-            if item.kind == "digit":
-                whole[row, 0] = 1 + DIGITS.index(item.name)
-            elif item.kind == "word":
-                whole[row, 1] = 1 + WORDS.index(item.name)
-            else:
-                whole[row, 2] += 1
-    return Pictures(pixels, contents, colours, whole, drawn)
+def make_lessons(
+    family: TinyFamily, curriculum: Curriculum[P], count: int, seed: int
+) -> list[Lesson[P]]:
+    """Draws the training examples."""
+    return [
+        Lesson(tuple(family.resize(image) for image in example.images), example)
+        for example in itertools.islice(curriculum.examples(seed), count)
+    ]
 
 
 def train(
     family: TinyFamily,
-    pictures: Pictures,
+    curriculum: Curriculum[P],
+    lessons: list[Lesson[P]],
     schedule: Schedule,
     check: Callable[[str], None],
     seed: int,
@@ -111,21 +91,27 @@ def train(
 
     Args:
         family: the untrained model; its weights are changed in place.
-        pictures: what to learn from.
+        curriculum: what is asked about the lessons.
+        lessons: what to learn from.
         schedule: steps and rates.
-        check: called with a name after phases 1 and 2 and `schedule.checks` times in phase 3;
-            measures the model and keeps it if it is the best so far.
-        seed: of the order of pictures and questions.
+        check: called with a name after phase 2 and `schedule.checks` times in phase 3; measures the
+            model and keeps it if it is the best so far.
+        seed: of the order of lessons and questions.
     """
     rng = random.Random(seed)
-    _teach_tower(family, pictures, schedule, rng)
-    check("after the tower phase")
-    questioner = _Questioner(family, pictures, schedule, rng)
+    teacher = _Teacher(family, curriculum, lessons, schedule, rng)
+    heads = nn.Linear(family.feature_size, sum(curriculum.label_sizes))
+    weights = [*family.tower.parameters(), *heads.parameters()]
+    tower_loss = functools.partial(teacher.feature_loss, heads)
+    _descend(weights, tower_loss, schedule.tower_steps, schedule.tower_rate, "tower")
     for parameter in family.tower.parameters():
         parameter.requires_grad_(False)
     others = [p for p in family.module.parameters() if p.requires_grad]
-    _descend(others, questioner.loss, schedule.language_steps, schedule.language_rate, "language")
-    check("after the language phase")
+    steps, rate = schedule.language_steps, schedule.language_rate
+    shared_loss = functools.partial(teacher.answer_loss, alone=False)
+    _descend(others, shared_loss, steps, rate, "language")
+    if steps:
+        check("after the language phase")
     for parameter in family.tower.parameters():
         parameter.requires_grad_(True)
     every = max(1, schedule.joint_steps // schedule.checks)
@@ -135,82 +121,73 @@ def train(
             check(f"joint step {step}")
 
     weights = list(family.module.parameters())
-    rate = schedule.joint_rate
-    _descend(weights, questioner.loss, schedule.joint_steps, rate, "joint", check_sometimes)
+    steps, rate = schedule.joint_steps, schedule.joint_rate
+    exact_loss = functools.partial(teacher.answer_loss, alone=family.sees_whole_prompt)
+    _descend(weights, exact_loss, steps, rate, "joint", check_sometimes)
 
 
-def _teach_tower(
-    family: TinyFamily, pictures: Pictures, schedule: Schedule, rng: random.Random
-) -> None:
-    """Phase 1: every patch feature has to tell its cell's content and the whole drawing's."""
-    cells = torch.tensor(family.patch_cells)
-    sizes = [len(CONTENTS), 1 + len(COLOURS), 4, 1 + len(DIGITS), 1 + len(WORDS), 4]
-    heads = nn.Linear(family.feature_size, sum(sizes))
+class _Teacher(Generic[P]):
+    """Draws batches of lessons and gives the loss of their features or answers."""
 
-    def loss() -> Tensor:
-        rows = torch.tensor(rng.sample(range(len(pictures.drawings)), schedule.tower_batch))
-        features = family.patch_features(family.normalize(pictures.pixels[rows]))
-        everywhere = pictures.whole[rows][:, None].expand(-1, len(cells), -1)
-        targets = [
-            pictures.contents[rows][:, cells],
-            pictures.colours[rows][:, cells],
-            cells.expand(len(rows), -1),
-            *everywhere.unbind(-1),
-        ]
+    def __init__(
+        self,
+        family: TinyFamily,
+        curriculum: Curriculum[P],
+        lessons: list[Lesson[P]],
+        schedule: Schedule,
+        rng: random.Random,
+    ) -> None:
+        self.family = family
+        self.curriculum = curriculum
+        self.lessons = lessons
+        self.schedule = schedule
+        self.rng = rng
+
+    def feature_loss(self, heads: nn.Linear) -> Tensor:
+        """Returns the cross-entropy of what throw-away heads read from each feature."""
+        batch = self.rng.sample(self.lessons, self.schedule.tower_batch)
+        features = self.family.features([lesson.pixels for lesson in batch])
+        targets = torch.cat([self.curriculum.labels(lesson.example) for lesson in batch])
+        scores = heads(features).split(list(self.curriculum.label_sizes), -1)
         losses = [
-            functional.cross_entropy(scores.flatten(0, 1), target.flatten())
-            for scores, target in zip(heads(features).split(sizes, -1), targets, strict=True)
+            functional.cross_entropy(score, target, ignore_index=IGNORED)
+            for score, target in zip(scores, targets.unbind(-1), strict=True)
         ]
         return torch.stack(losses).sum()
 
-    weights = [*family.tower.parameters(), *heads.parameters()]
-    _descend(weights, loss, schedule.tower_steps, schedule.tower_rate, "tower")
+    def answer_loss(self, *, alone: bool) -> Tensor:
+        """Returns the mean cross-entropy of the answers of a new batch.
 
-
-class _Questioner:
-    """Draws batches of pictures with questions and gives the loss of their answers."""
-
-    def __init__(
-        self, family: TinyFamily, pictures: Pictures, schedule: Schedule, rng: random.Random
-    ) -> None:
-        self.family = family
-        self.pictures = pictures
-        self.schedule = schedule
-        self.rng = rng
-        self.before = torch.tensor(family.prompt("").before)
-        self.prefix_length = len(self.before) + family.num_image_tokens
-
-    def loss(self) -> Tensor:
-        """Returns the mean cross-entropy of the answers of a new batch; one in four is "turns"."""
-        batch = self.schedule.language_batch
-        rows = self.rng.sample(range(len(self.pictures.drawings)), batch)
-        branch = self.rng.random() < 0.75
-        turns = [self._turns(row, branch=branch) for row in rows]
-        packed = pack(turns, self.prefix_length, self.family.eos_token_id, branch=branch)
-        pixel_values = self.family.normalize(self.pictures.pixels[torch.tensor(rows)])
-        image_tokens = self.family.image_tokens(self.family.patch_features(pixel_values))
-        before = self.family.embed(self.before).expand(batch, -1, -1)
-        text = self.family.embed(packed.input_ids)
-        inputs_embeds = torch.cat([before, image_tokens, text], dim=1)
-        hidden = self.family.decode(inputs_embeds, packed.allowed, packed.position_ids)
+        Args:
+            alone: whether each question has a sequence of its own.
+        """
+        batch = self.rng.sample(self.lessons, self.schedule.language_batch)
+        branch = not self.family.talks_in_turns or self.rng.random() < 0.75
+        turns = [self._turns(lesson, branch=branch) for lesson in batch]
+        prefixes = [self.family.prefix(lesson.pixels) for lesson in batch]
+        pad = self.family.eos_token_id
+        if alone:
+            packed = pack_alone(prefixes, turns, pad)
+        else:
+            both_ways = self.family.sees_whole_prompt
+            packed = pack(prefixes, turns, pad, branch=branch, both_ways=both_ways)
+        image_tokens = self.family.image_tokens([lesson.pixels for lesson in batch])
+        inputs_embeds = embed(
+            self.family, packed.input_ids, [image_tokens[index] for index in packed.examples]
+        )
+        positions = packed.position_ids + self.family.first_position
+        hidden = self.family.decode(inputs_embeds, packed.allowed, positions)
         asked = packed.labels != IGNORED
-        logits = self.family.logits(hidden[:, self.prefix_length :][asked])
-        return functional.cross_entropy(logits, packed.labels[asked])
+        return functional.cross_entropy(self.family.logits(hidden[asked]), packed.labels[asked])
 
-    def _turns(self, row: int, *, branch: bool) -> list[Turn]:
-        """Chooses a picture's questions; what is written, being rare, is always among them."""
-        questions = ask(self.pictures.drawings[row], self.rng)
-        questions.sort(key=_is_common)
-        chosen = questions[: self.schedule.questions]
+    def _turns(self, lesson: Lesson[P], *, branch: bool) -> list[Turn]:
+        """Chooses a lesson's questions, the most needed ones among them."""
+        chosen = self.curriculum.ask(lesson.example, self.rng)[: self.schedule.questions]
         self.rng.shuffle(chosen)
         return [
             self.family.turn(question.text, question.answer, is_first=branch or number == 0)
             for number, question in enumerate(chosen)
         ]
-
-
-def _is_common(question: Question) -> bool:
-    return question.kind not in ("digit", "word") or question.answer == "nothing"
 
 
 def _descend(
@@ -222,6 +199,8 @@ def _descend(
     after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Runs AdamW with a short warm-up and a cosine decay to zero."""
+    if steps == 0:
+        return
     trained = list(weights)
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     warmup = max(1, min(100, steps // 10))
