@@ -257,7 +257,7 @@ def build_idefics2(corpus: list[str], llama: Path) -> TinyIdefics2:
         image_token_id=whole_number(IMAGE, tokenizer.token_to_id(IMAGE)),
     )
     model = Idefics2ForConditionalGeneration(config)
-    # transformers begins with latents of ones: equal to each other, they would stay so.
+    # transformers begins with latents of ones, all equal to each other.
     nn.init.normal_(model.model.connector.perceiver_resampler.latents, std=0.5)
     _begin_with_llama(model, tokenizer, llama)
     return TinyIdefics2(model, tokenizer)

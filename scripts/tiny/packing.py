@@ -5,7 +5,7 @@ text and images) and itself only, with positions restarting behind the prefix; t
 single-question form, many times for the price of one picture. "Turns": the questions follow each
 other as in a real conversation, each seeing those before it. "Alone": each question has a sequence
 of its own, whose prefix and question see each other in both directions; only the answer is causal.
-That takes four times as long, so branches, whose prefix does not see the question, come first.
+That takes longer, so branches, whose prefix does not see the question, come first.
 """
 
 from __future__ import annotations
