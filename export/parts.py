@@ -34,7 +34,14 @@ if TYPE_CHECKING:
     from vlmport.export.weight_match import PrefixRule
     from vlmport.export.wrappers.vision import FeatureLayer
 
-__all__ = ["Parts", "causal_language_model", "graph_store", "match_parts", "part_store"]
+__all__ = [
+    "Parts",
+    "causal_language_model",
+    "graph_store",
+    "match_parts",
+    "module_store",
+    "part_store",
+]
 
 _POSITIONS = "embeddings.position_embeddings"
 
@@ -176,6 +183,33 @@ def causal_language_model(config: PretrainedConfig, attention: str) -> PreTraine
         copy.deepcopy(config), attn_implementation=attention, dtype=torch.get_default_dtype()
     )
     return cast("PreTrainedModel", model)
+
+
+def module_store(
+    checkpoint: Path,
+    build: Mapping[str, Callable[[], nn.Module]],
+    files: Sequence[WeightFile],
+    rules: Sequence[PrefixRule],
+    *,
+    has_tied_head: bool,
+) -> TensorStore:
+    """The checkpoint's tensors under the names of some modules, one of them "language_model".
+
+    Args:
+        checkpoint: folder, for messages.
+        build: name of a module -> makes it; runs under the meta device.
+        files: files of weights.
+        rules: rename their tensors.
+        has_tied_head: whether the language model's head may share the embedding's weights.
+
+    Raises:
+        CheckpointError: with all missing, extra and misshapen tensors at once.
+    """
+    expected = tensor_shapes({name: build_on_meta(make) for name, make in build.items()})
+    head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    tied = {head: embedding} if has_tied_head else {}
+    found = collect_tensors(files, rules)
+    return match_weights(checkpoint, expected, found, lambda _: False, tied)
 
 
 def part_store(

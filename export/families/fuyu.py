@@ -33,24 +33,23 @@ from vlmport.contract import (
 from vlmport.errors import CheckpointError
 from vlmport.export.checkpoint import Checkpoint, weight_files
 from vlmport.export.family import ExportPlan, Family
-from vlmport.export.parts import causal_language_model
+from vlmport.export.parts import causal_language_model, module_store
 from vlmport.export.processor_files import (
     fast_tokenizer,
     load_tokenizer,
     resample_name,
     saved_image_processor,
     special_tokens,
+    suppressed_tokens,
 )
 from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.export.split_reference import generated, to_numpy
-from vlmport.export.tracing import build_on_meta
-from vlmport.export.weight_match import collect_tensors, match_weights, tensor_shapes
 from vlmport.export.wrappers.connectors import patch_projector_module
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
 from vlmport.export.wrappers.embedding import embedding_module
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -134,7 +133,7 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
         image=_image_steps(checkpoint, config, processor),
         prompt=prompt,
         special_tokens=special,
-        generation=GenerationDefaults(max_new_tokens=256, stop_strings=()),
+        generation=GenerationDefaults(256, (), suppressed_tokens(checkpoint.path)),
         tokenizer=fast_tokenizer(tokenizer),
         source_files=(checkpoint.path / "config.json", *(file.path for file in files)),
         reference=reference,
@@ -280,16 +279,12 @@ def _patch_projector(config: Any) -> nn.Module:
 def _store(checkpoint: Checkpoint, config: FuyuConfig, files: Sequence[WeightFile]) -> TensorStore:
     """The checkpoint's tensors under "connector." and "language_model."."""
     text = cast("PretrainedConfig", config.text_config)
-    expected = tensor_shapes(
-        {
-            "connector": build_on_meta(lambda: _patch_projector(config)),
-            "language_model": build_on_meta(lambda: causal_language_model(text, "eager")),
-        }
-    )
-    head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
-    tied = {head: embedding} if config.tie_word_embeddings else {}
-    found = collect_tensors(files, _RULES)
-    return match_weights(checkpoint.path, expected, found, lambda _: False, tied)
+    modules: dict[str, Callable[[], nn.Module]] = {
+        "connector": lambda: _patch_projector(config),
+        "language_model": lambda: causal_language_model(text, "eager"),
+    }
+    tied = bool(config.tie_word_embeddings)
+    return module_store(checkpoint.path, modules, files, _RULES, has_tied_head=tied)
 
 
 @dataclass(frozen=True, slots=True)

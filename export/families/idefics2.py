@@ -31,6 +31,7 @@ from vlmport.contract import (
 from vlmport.errors import CheckpointError
 from vlmport.export.checkpoint import Checkpoint, read_json, weight_files
 from vlmport.export.family import ExportPlan, Family
+from vlmport.export.parts import causal_language_model, module_store
 from vlmport.export.processor_files import (
     chat_template,
     fast_tokenizer,
@@ -42,14 +43,12 @@ from vlmport.export.processor_files import (
 )
 from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.export.split_reference import generated, to_numpy
-from vlmport.export.tracing import build_on_meta
-from vlmport.export.weight_match import collect_tensors, match_weights
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
 from vlmport.export.wrappers.embedding import embedding_module
 from vlmport.export.wrappers.native_vision import masked_projector_module, native_tower_module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -279,31 +278,20 @@ def _connector(config: Any) -> nn.Module:
 
 
 def _language_model(config: Any, attention: str) -> PreTrainedModel:
-    # transformers writes the attention's name into the config that it is given.
     text = copy.deepcopy(config.text_config)
     text.tie_word_embeddings = config.tie_word_embeddings  # of the model with the head
-    model = transformers.AutoModelForCausalLM.from_config(
-        text, attn_implementation=attention, dtype=torch.get_default_dtype()
-    )
-    return cast("PreTrainedModel", model)
+    return causal_language_model(text, attention)
 
 
 def _store(checkpoint: Checkpoint, config: Any, files: Sequence[WeightFile]) -> TensorStore:
     """The checkpoint's tensors under "vision_tower.", "connector." and "language_model."."""
-    modules = {
-        "vision_tower": build_on_meta(lambda: _tower(config)),
-        "connector": build_on_meta(lambda: _connector(config)),
-        "language_model": build_on_meta(lambda: _language_model(config, "sdpa")),
+    modules: dict[str, Callable[[], nn.Module]] = {
+        "vision_tower": lambda: _tower(config),
+        "connector": lambda: _connector(config),
+        "language_model": lambda: _language_model(config, "eager"),
     }
-    expected = {
-        f"{prefix}.{name}": tuple(value.shape)
-        for prefix, module in modules.items()
-        for name, value in module.state_dict().items()
-    }
-    head, embedding = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
-    tied = {head: embedding} if config.tie_word_embeddings else {}
-    found = collect_tensors(files, _RULES)
-    return match_weights(checkpoint.path, expected, found, lambda _: False, tied)
+    tied = bool(config.tie_word_embeddings)
+    return module_store(checkpoint.path, modules, files, _RULES, has_tied_head=tied)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from vlmport.export.processor_files import (
     load_image_processor,
     load_tokenizer,
     special_tokens,
+    suppressed_tokens,
 )
 from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.export.split_reference import generated, to_numpy
@@ -144,7 +145,7 @@ def _plan(checkpoint: Checkpoint) -> ExportPlan:
             add_special_tokens=True,
         ),
         special_tokens=tokens,
-        generation=GenerationDefaults(max_new_tokens=256, stop_strings=()),
+        generation=GenerationDefaults(256, (), suppressed_tokens(checkpoint.path)),
         tokenizer=fast_tokenizer(tokenizer),
         source_files=(checkpoint.path / "config.json", *(file.path for file in files)),
         reference=reference,
