@@ -57,7 +57,9 @@ def recipes(draw: st.DrawFn) -> PaliGemmaRecipe:
         kv_heads=kv_heads,
         head_dim=draw(st.sampled_from((2, 8, 16, 34, 256))),
         intermediate=draw(st.integers(1, 80)),
-        sliding_window=draw(st.sampled_from((1, 2, 7, 16, 30, 4096, 8192))),
+        # Not 1: with that, transformers 5.23 keeps the whole cache (it slices it by -0), and its
+        # generate differs from its own forward without a cache.
+        sliding_window=draw(st.sampled_from((2, 3, 7, 16, 30, 4096, 8192))),
         query_pre_attn_scalar=draw(st.integers(1, 256)),
         attn_softcap=draw(SOFTCAPS),
         final_softcap=draw(SOFTCAPS),
