@@ -148,7 +148,6 @@ def _check_is_json_object(content: bytes, subject: str) -> None:
     version: object = parsed.get("schema_version")
     if isinstance(version, int) and version != SCHEMA_VERSION:
         is_newer = version > SCHEMA_VERSION
-        is_newer = version > SCHEMA_VERSION
         age, advice = ("a newer", "upgrade vlmport, or ") if is_newer else ("an older", "")
         raise BundleError(
             f"{subject}: schema_version {version}, written by {age} vlmport; this one reads "
