@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "BundleError",
+    "CalibrationError",
     "CheckpointError",
     "ExportError",
     "GraphError",
@@ -43,6 +44,10 @@ class BundleError(VlmportError):
 
 class InputError(VlmportError):
     """An image, a prompt or an option of a request cannot be used."""
+
+
+class CalibrationError(VlmportError):
+    """Calibration data, a recipe or a bundle does not allow what quantization asks for."""
 
 
 class ParityError(VlmportError):
