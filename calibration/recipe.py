@@ -32,6 +32,7 @@ __all__ = [
     "layer_formats",
     "load_recipe",
     "recipe_json",
+    "rule_fits",
 ]
 
 RECIPE_SCHEMA_VERSION = 1
@@ -173,7 +174,7 @@ def layer_formats(recipe: GraphRecipe, layers: Sequence[Layer]) -> Mapping[str, 
         CalibrationError: if a rule fits no layer of the graph.
     """
     for rule in recipe.rules:
-        if not any(_fits(rule, layer) for layer in layers):
+        if not any(rule_fits(rule, layer) for layer in layers):
             known = [module for layer in layers for module in layer.modules]
             msg = (
                 f"recipe: the rule {rule.modules!r} of {recipe.graph} names no layer; "
@@ -184,9 +185,10 @@ def layer_formats(recipe: GraphRecipe, layers: Sequence[Layer]) -> Mapping[str, 
 
 
 def _format(recipe: GraphRecipe, layer: Layer) -> LayerFormat:
-    fitting = (rule.format for rule in recipe.rules if _fits(rule, layer))
+    fitting = (rule.format for rule in recipe.rules if rule_fits(rule, layer))
     return next(fitting, recipe.layers)
 
 
-def _fits(rule: LayerRule, layer: Layer) -> bool:
+def rule_fits(rule: LayerRule, layer: Layer) -> bool:
+    """Whether a rule is about a layer."""
     return any(fnmatch.fnmatchcase(module, rule.modules) for module in layer.modules)

@@ -34,6 +34,7 @@ __all__ = ["OPSET", "GraphPort", "TracedModule", "build_on_meta", "trace"]
 
 # The first opset with TensorScatter and with Attention's nonpad_kv_seqlen.
 OPSET = 24
+_TRACE_KEYS = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,18 @@ def trace(graph: TracedModule, sample_lengths: Mapping[str, int]) -> ir.Model:
     model = program.model
     _plan_weights(model, graph.name, module, buffers)
     _name_axes(model, graph)
+    _drop_traces(model)
     return model
+
+
+def _drop_traces(model: ir.Model) -> None:
+    """Takes out what torch records of its own sources: paths of the machine that exported.
+
+    The modules' names, under "namespace" and "pkg.torch.onnx.name_scopes", stay.
+    """
+    for node in model.graph:
+        for key in _TRACE_KEYS:
+            node.metadata_props.pop(key, None)
 
 
 def _fake_parameters(module: nn.Module, dtype: torch.dtype) -> None:

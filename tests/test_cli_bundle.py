@@ -31,6 +31,14 @@ def asked(drawing: tuple[Path, str]) -> tuple[str | Path, ...]:
     return ("--image", drawing[0], "--prompt", drawing[1])
 
 
+def test_a_graph_holds_no_path_of_the_machine_that_exported_it(trained_bundle: Path) -> None:
+    graphs = sorted(trained_bundle.glob("*.onnx"))
+    content = b"".join(graph.read_bytes() for graph in graphs)
+    assert graphs
+    assert b"site-packages" not in content
+    assert str(REPOSITORY).encode() not in content
+
+
 def test_generate_prints_the_text_alone(
     run_cli: RunCli, trained_bundle: Path, asked: tuple[str | Path, ...]
 ) -> None:

@@ -7,7 +7,6 @@ import gc
 import importlib.metadata
 import platform
 import shutil
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import vlmport
+from vlmport.api.bundle_folder import check_target, new_bundle
 from vlmport.contract import (
-    MANIFEST_NAME,
     SCHEMA_VERSION,
     GraphSpec,
     Manifest,
@@ -123,7 +122,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
             the family file cannot be used.
     """
     started = time.monotonic()
-    _check_target(options)
+    check_target(options.bundle, overwrite=options.overwrite, error=ExportError)
     progress.start("reading the checkpoint")
     family, plan = plan_checkpoint(options.checkpoint, options.family_file, options.prompt_template)
     plan = replace(plan, dimensions=_dimensions(plan, options.max_length))
@@ -132,34 +131,9 @@ def export(options: ExportOptions, progress: Progress) -> ExportReport:
         plan = with_mask_decoder(plan, options.mask_decoder)
     models = [_traced(graph, progress) for graph in plan.graphs]
     progress.finish()
-    workspace = _workspace(options.bundle)
-    try:
+    with new_bundle(options.bundle, error=ExportError) as workspace:
         manifest = _write(workspace, options, family.name, plan, models, progress)
-        if options.bundle.exists():
-            shutil.rmtree(options.bundle)
-        workspace.rename(options.bundle)
-    except OSError as error:
-        msg = (
-            f"{options.bundle}: cannot be written ({error.strerror}); free space or choose "
-            "another place"
-        )
-        raise ExportError(msg) from error
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
     return ExportReport(options.bundle, manifest, time.monotonic() - started)
-
-
-def _check_target(options: ExportOptions) -> None:
-    bundle = options.bundle
-    if not bundle.exists():
-        return
-    if not options.overwrite:
-        msg = f"{bundle}: exists already; pass --overwrite to replace it, or choose another place"
-        raise ExportError(msg)
-    is_bundle = (bundle / MANIFEST_NAME).is_file()
-    if not bundle.is_dir() or (any(bundle.iterdir()) and not is_bundle):
-        msg = f"{bundle}: is not a bundle, so --overwrite does not replace it; choose another place"
-        raise ExportError(msg)
 
 
 def _dimensions(plan: ExportPlan, max_length: int | None) -> ModelDimensions:
@@ -209,15 +183,6 @@ def _rare_collection() -> Iterator[None]:
         gc.set_threshold(*thresholds)
 
 
-def _workspace(bundle: Path) -> Path:
-    try:
-        bundle.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=bundle.parent))
-    except OSError as error:
-        msg = f"{bundle}: cannot be written ({error.strerror}); choose another place"
-        raise ExportError(msg) from error
-
-
 def _write(
     folder: Path,
     options: ExportOptions,
@@ -263,7 +228,6 @@ def _write(
         files=tuple(file_entry(folder, path) for path in sorted(folder.iterdir())),
     )
     save_manifest(folder, manifest)
-    folder.chmod(0o755)  # mkdtemp makes it private
     progress.finish()
     return manifest
 

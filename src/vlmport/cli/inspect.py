@@ -67,6 +67,7 @@ def _facts(inspection: Inspection) -> dict[str, str]:
         "bundle": f"{inspection.bundle}, {_bytes(inspection.file_bytes)} in all files",
         "model": f"{manifest.family}: {manifest.variant}, {manifest.precision}",
         "source": f"{manifest.source.name} ({manifest.source.layout}), {_bytes(source_bytes)}",
+        "quantized": _quantized(manifest),
         "sizes": f"hidden {sizes.hidden_size}, vocabulary {sizes.vocab_size}, "
         f"{_image_tokens(manifest.prompt.image_tokens)}, at most {sizes.max_length} tokens",
         "weights": _bytes(inspection.parameter_bytes),
@@ -97,6 +98,20 @@ def _image_graphs(manifest: Manifest) -> str:
     absent = [name for name in IMAGE_GRAPHS if name not in manifest.image_graphs]
     note = f" (no {', '.join(absent)} graph)" if absent else ""
     return " > ".join(manifest.image_graphs) + note
+
+
+def _quantized(manifest: Manifest) -> str:
+    quantization = manifest.quantization
+    if quantization is None:
+        return "no"
+    graphs = (
+        f"{graph.graph} ({graph.compute}; "
+        + ", ".join(f"{count} {name}" for name, count in graph.layers.items())
+        + ")"
+        for graph in quantization.graphs
+    )
+    data = f"; {quantization.samples} samples of {quantization.calibration}"
+    return f"{quantization.name}: {', '.join(graphs)}{data if quantization.samples else ''}"
 
 
 def _answers(manifest: Manifest) -> str:
