@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
-import platform
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from benching import SETTLE_SECONDS, decode_seconds, environment, seconds
 from PIL import Image
 from synthetic import LLAMA_12X768, write_checkpoint
 
@@ -32,13 +31,10 @@ from vlmport.runtime import VisionLanguageModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
 
 _QUESTION = "What is in the picture?"
 _MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}]
 _NEW_TOKENS = 64
-# The worker threads of torch spin for a while after an operation and would take the other's cores.
-_SETTLE_SECONDS = 0.5
 
 
 def main() -> None:
@@ -53,7 +49,7 @@ def main() -> None:
     export(ExportOptions(checkpoint, bundle, overwrite=True), SilentProgress())
     model = _endless(VisionLanguageModel.load(bundle, verify=False))
     report = {
-        "environment": _environment(),
+        "environment": environment(),
         "decode_and_bandwidth": _bandwidth_section(model, options.rounds),
         "max_length": _max_length_section(model, options.rounds),
         "against_transformers": _transformers_section(model, checkpoint, options.rounds),
@@ -93,9 +89,9 @@ def _bandwidth_section(model: VisionLanguageModel, rounds: int) -> dict[str, flo
     opened.update(sessions)
     bandwidths, steps, overheads = [], [], []
     for _ in range(rounds):
-        time.sleep(_SETTLE_SECONDS)
-        best = min(_seconds(read) for read in reads.values() for _ in range(2))
-        time.sleep(_SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS)
+        best = min(seconds(read) for read in reads.values() for _ in range(2))
+        time.sleep(SETTLE_SECONDS)
         bandwidths.append(big.nbytes / best)
         timed = list(sessions.values())
         step, total = _decode(model, 64, _NEW_TOKENS, 256, timed)
@@ -106,7 +102,7 @@ def _bandwidth_section(model: VisionLanguageModel, rounds: int) -> dict[str, flo
     # The memory of a shared machine is not always equally fast: a step is held against the
     # bandwidth that was measured right before it.
     pairs = zip(bandwidths, steps, strict=True)
-    fractions = [weights / seconds / bandwidth for bandwidth, seconds in pairs]
+    fractions = [weights / taken / bandwidth for bandwidth, taken in pairs]
     return {
         "read_bandwidth_gb_s": round(statistics.median(bandwidths) / 1e9, 2),
         "read_bandwidth_gb_s_highest": round(max(bandwidths) / 1e9, 2),
@@ -160,9 +156,9 @@ def _transformers_section(
     step: dict[str, list[float]] = {"ours": [], "transformers": []}
     for _ in range(rounds):
         for name, run in (("ours", ours), ("transformers", theirs)):
-            time.sleep(_SETTLE_SECONDS)
-            short = _seconds(functools.partial(run, 1))
-            long = _seconds(functools.partial(run, 1 + _NEW_TOKENS))
+            time.sleep(SETTLE_SECONDS)
+            short = seconds(functools.partial(run, 1))
+            long = seconds(functools.partial(run, 1 + _NEW_TOKENS))
             first[name].append(short)
             step[name].append((long - short) / _NEW_TOKENS)
     return {
@@ -189,27 +185,13 @@ def _decode(
     timed: Sequence[_TimedSession] = (),
 ) -> tuple[float, float]:
     """(median seconds of a step, seconds of all steps) after a prompt of random embeddings."""
-    hidden = model.manifest.dimensions.hidden_size
-    generator = np.random.default_rng(0)
-    embeds = generator.normal(size=(1, context, hidden)).astype(np.float32)
-    decoding = model._backend.start(1, max_length)
-    logits = decoding.prefill(embeds, np.array([context]))
-    active = np.array([True])
-    for session in timed:
-        session.seconds = 0.0
-    seconds = []
-    for _ in range(tokens):
-        started = time.perf_counter()
-        logits = _next(decoding, logits, active)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds), sum(seconds)
 
+    def reset() -> None:
+        for session in timed:
+            session.seconds = 0.0
 
-def _next(
-    decoding: Any, logits: NDArray[np.float32], active: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    step: NDArray[np.float32] = decoding.step(logits.argmax(axis=1), active)
-    return step
+    steps = decode_seconds(model, context, tokens, max_length, reset)
+    return statistics.median(steps), sum(steps)
 
 
 def _endless(model: VisionLanguageModel) -> VisionLanguageModel:
@@ -217,29 +199,6 @@ def _endless(model: VisionLanguageModel) -> VisionLanguageModel:
     tokens = replace(model.manifest.special_tokens, eos_token_ids=())
     model.manifest = replace(model.manifest, special_tokens=tokens)
     return model
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def _environment() -> dict[str, object]:
-    import onnxruntime
-    import transformers
-
-    return {
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
 
 
 if __name__ == "__main__":

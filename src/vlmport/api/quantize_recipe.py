@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RecipeOptions", "kept_in_float", "read_patterns", "wanted_recipe"]
 
+_WEIGHTS, _ACTIVATIONS = WeightMethod(), ActivationMethod()
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeOptions:
@@ -40,8 +42,8 @@ class RecipeOptions:
 
     precision: TargetPrecision | None = None
     exceptions: tuple[tuple[str, TargetPrecision], ...] = ()
-    weights: WeightMethod = WeightMethod()
-    activations: ActivationMethod = ActivationMethod()
+    weights: WeightMethod = _WEIGHTS
+    activations: ActivationMethod = _ACTIVATIONS
     file: Path | None = None
 
     @property
