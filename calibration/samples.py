@@ -109,7 +109,7 @@ def _from_lines(path: Path) -> tuple[CalibrationSample, ...]:
 
 def _sample(content: Any, name: str, folder: Path) -> CalibrationSample:  # Any: parsed JSON
     if not isinstance(content, dict):
-        raise ValueError(f"a JSON {type(content).__name__}; {_KEYS}")
+        raise ValueError(f"a JSON {type(content).__name__}; {_KEYS}")  # noqa: TRY004  # one kind of fault
     images = _images(next((content[key] for key in _IMAGES if key in content), None))
     prompt = next((content[key] for key in _TEXTS if key in content), None)
     if prompt is None and images:

@@ -82,8 +82,7 @@ def load_statistics(path: Path, *, mapped: bool = False) -> tuple[Statistics, di
             length = int.from_bytes(stream.read(8), "little")
             header: dict[str, Any] = json.loads(stream.read(length))
         metadata = header.pop("__metadata__")
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"its format is {metadata['format']!r}")
+        _check_format(metadata["format"])
         values: dict[str, dict[str, Any]] = json.loads(metadata["values"])
         notes: dict[str, str] = json.loads(metadata["notes"])
         arrays = {
@@ -107,6 +106,11 @@ def load_statistics(path: Path, *, mapped: bool = False) -> tuple[Statistics, di
         )
         raise CalibrationError(msg) from error
     return statistics, notes
+
+
+def _check_format(found: str) -> None:
+    if found != FORMAT:
+        raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
 
 
 def _numbers(found: ValueStatistics) -> dict[str, Any]:
