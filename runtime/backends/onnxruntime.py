@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlmport.contract import Manifest
 
-__all__ = ["OnnxRuntimeBackend"]
+__all__ = ["OnnxRuntimeBackend", "open_session", "ort_value"]
 
 # Longer prompts run in pieces: the attention of a piece needs heads x piece x capacity floats.
 _PREFILL_CHUNK = 512
@@ -45,7 +45,7 @@ class OnnxRuntimeBackend:
         # A lookup needs no pool of threads, and one that spins beside the decoder's takes its cores
         # (a decode step of 12 layers x 768 took 14.7 ms in place of 13.3).
         self._sessions = {
-            graph.name: _open_session(
+            graph.name: open_session(
                 bundle / graph.file,
                 1 if graph.name == "embed_tokens" else threads,
                 manifest.precision,
@@ -95,8 +95,8 @@ class OnnxRuntimeDecoding:
         self._write_indices = np.zeros(batch, np.int64)
         self._valid_lengths = np.zeros(batch, np.int64)
         self._embed_binding = embed.io_binding()
-        self._embed_binding.bind_ortvalue_input("input_ids", _ort_value(self._token_ids))
-        self._embed_binding.bind_ortvalue_output("inputs_embeds", _ort_value(self._embeds))
+        self._embed_binding.bind_ortvalue_input("input_ids", ort_value(self._token_ids))
+        self._embed_binding.bind_ortvalue_output("inputs_embeds", ort_value(self._embeds))
         self._step_is_bound = False
 
     def prefill(
@@ -143,7 +143,7 @@ class OnnxRuntimeDecoding:
         if not self._cache.reserve(rows, filled):
             return False
         for past, present, array in zip(self._past, self._present, self._cache.arrays, strict=True):
-            value = _ort_value(array)
+            value = ort_value(array)
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
         return True
@@ -162,11 +162,26 @@ class OnnxRuntimeDecoding:
     def _bind(self, *arrays: NDArray[Any]) -> None:
         names = ("inputs_embeds", "position_ids", "write_indices", "valid_lengths")
         for name, array in zip(names, arrays, strict=True):
-            self._binding.bind_ortvalue_input(name, _ort_value(array))
-        self._binding.bind_ortvalue_output("logits", _ort_value(self._logits))
+            self._binding.bind_ortvalue_input(name, ort_value(array))
+        self._binding.bind_ortvalue_output("logits", ort_value(self._logits))
 
 
-def _open_session(path: Path, threads: int | None, precision: str) -> Any:  # it ships no types
+def open_session(
+    path: Path, threads: int | None, precision: str, content: bytes | None = None
+) -> Any:  # onnxruntime ships no types
+    """Opens one graph on the CPU, set up for a loop that alternates sessions.
+
+    Args:
+        path: the .onnx file.
+        threads: worker threads; None for the cores that this process may use.
+        precision: the bundle's, for the message where kernels are missing.
+        content: serialized graph that takes the file's place; its weights are still those beside
+            the file.
+
+    Raises:
+        VlmportError: if onnxruntime is not installed.
+        BundleError: if the graph cannot be loaded.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -181,8 +196,12 @@ def _open_session(path: Path, threads: int | None, precision: str) -> Any:  # it
     # The loop alternates sessions; a session that spins while another computes takes its cores
     # (a step of 35 ms took 69 ms). This stops the spinning when a run ends.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if content is not None:
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, str(path.parent))
+    source = str(path) if content is None else content
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own, untyped exceptions
         missing = re.search(r"implementation for (\w+)", str(error))
         if precision != "float32" and missing:
@@ -196,7 +215,7 @@ def _open_session(path: Path, threads: int | None, precision: str) -> Any:  # it
         raise BundleError(msg) from error
 
 
-def _ort_value(array: NDArray[Any]) -> Any:
+def ort_value(array: NDArray[Any]) -> Any:
     """An OrtValue that points into the array; the caller keeps the array alive."""
     import onnxruntime
 

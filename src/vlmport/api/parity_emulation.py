@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vlmport.contract import GraphSpec, Manifest, TensorSpec
 
-__all__ = ["EMULATION", "emulated_bundle"]
+__all__ = ["EMULATION", "emulated_bundle", "folder_beside"]
 
 # Told in every report on a bundle that ran this way.
 EMULATION = "each bfloat16 operator computed in float32 and rounded"
@@ -58,6 +58,15 @@ def emulated_bundle(bundle: Path, target: Path) -> Manifest:
     )
     save_manifest(target, emulated)
     return emulated
+
+
+def folder_beside(bundle: Path) -> Path | None:
+    """The folder that the bundle lies in, or None where nothing can be written there.
+
+    Weights can be linked from one to the other.
+    """
+    parent = bundle.resolve().parent
+    return parent if os.access(parent, os.W_OK) else None
 
 
 def _link(source: Path, place: Path) -> None:
