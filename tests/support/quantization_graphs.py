@@ -15,6 +15,7 @@ import onnxruntime
 
 from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress
+from vlmport.calibration.statistics import Histogram, ValueStatistics
 from vlmport.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "exported",
     "graph_ids",
     "image_inputs",
+    "measure",
     "open_session",
     "run_decoder",
     "whole_proto",
@@ -115,22 +117,75 @@ def decoder_calls(model: ir.Model, seed: int = 0) -> Iterator[dict[str, NDArray[
         begins = ends
 
 
-def run_decoder(
-    model: ir.Model,
-    calls: Sequence[Mapping[str, NDArray[Any]]],
-    session: onnxruntime.InferenceSession | None = None,
-) -> tuple[list[NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """The logits of each call, the cache handed from call to call, and the cache at the end."""
-    session = session or open_session(model)
+def measure(
+    model: ir.Model, values: Sequence[ir.Value], calls: Sequence[Mapping[str, NDArray[Any]]]
+) -> dict[str, ValueStatistics]:
+    """Statistics of values over calls, the cache handed from call to call; all of them at once."""
+    values = list(dict.fromkeys(values))
+    inner = [value for value in values if not value.is_graph_input()]
+    known = len(model.graph.outputs)
+    kept = [value.type for value in inner]
+    for value in inner:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.extend(inner)
+    session = open_session(model)
+    del model.graph.outputs[known:]
+    for value, found in zip(inner, kept, strict=True):
+        value.type = found
+    seen: dict[str, list[NDArray[np.float32]]] = {str(value.name): [] for value in values}
+    for call, outputs in _chained(session, calls):
+        for name, arrays in seen.items():
+            array = call[name] if name in call else outputs[name]
+            # Channels last, but for pictures.
+            arrays.append(np.moveaxis(array, 1, -1) if array.ndim == 4 else array)
+    return {name: _statistics(arrays) for name, arrays in seen.items()}
+
+
+def _statistics(arrays: Sequence[NDArray[np.float32]]) -> ValueStatistics:
+    rows = np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
+    magnitudes = np.abs(rows)
+    width = float(magnitudes.max()) / 2048
+    counts, _ = np.histogram(magnitudes, 2048, (0, width * 2048))
+    return ValueStatistics(
+        positions=len(rows),
+        minimum=float(rows.min()),
+        maximum=float(rows.max()),
+        smallest_magnitude=float(magnitudes[magnitudes > 0].min()),
+        channel_amax=magnitudes.max(0),
+        histogram=Histogram(counts, width),
+    )
+
+
+def _chained(
+    session: onnxruntime.InferenceSession, calls: Sequence[Mapping[str, NDArray[Any]]]
+) -> Iterator[tuple[Mapping[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
+    """Each call with all outputs; the cache, if the graph has one, is handed on."""
     names = [value.name for value in session.get_outputs()]
     cache = {
         value.name: np.zeros((2, value.shape[1], CAPACITY, value.shape[3]), np.float32)
         for value in session.get_inputs()
         if value.name.startswith("past_")
     }
-    logits: list[NDArray[np.float32]] = []
     for call in calls:
-        outputs = dict(zip(names, session.run(None, {**call, **cache}), strict=True))
-        cache = {name: np.asarray(outputs[name.replace("past", "present", 1)]) for name in cache}
-        logits.append(np.asarray(outputs["logits"]))
+        results = session.run(None, {**call, **cache})
+        outputs = dict(zip(names, map(np.asarray, results), strict=True))
+        cache = {name: outputs[name.replace("past", "present", 1)] for name in cache}
+        yield call, outputs
+
+
+def run_decoder(
+    model: ir.Model,
+    calls: Sequence[Mapping[str, NDArray[Any]]],
+    session: onnxruntime.InferenceSession | None = None,
+) -> tuple[list[NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
+    """The logits of each call, the cache handed from call to call, and the cache at the end."""
+    logits: list[NDArray[np.float32]] = []
+    outputs: dict[str, NDArray[Any]] = {}
+    for _, outputs in _chained(session or open_session(model), calls):
+        logits.append(outputs["logits"])
+    cache = {
+        name.replace("present", "past", 1): array
+        for name, array in outputs.items()
+        if name.startswith("present")
+    }
     return logits, cache
