@@ -14,7 +14,6 @@ from vlmport.graphs.passes.fuse_rms_norm import FuseRmsNormPass
 from vlmport.graphs.passes.fuse_rotary_embedding import FuseRotaryEmbeddingPass
 from vlmport.graphs.passes.fuse_tanh_gelu import FuseTanhGeluPass
 from vlmport.graphs.passes.merge_head_splits import MergeHeadSplitsPass
-from vlmport.graphs.passes.softmax_in_float32 import SoftmaxInFloat32Pass
 from vlmport.graphs.passes.split_fused_heads import SplitFusedHeadsPass
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ def optimize(model: ir.Model) -> ir.Model:
         FuseRmsNormPass(),
         FuseRotaryEmbeddingPass(),
         FuseTanhGeluPass(),
-        SoftmaxInFloat32Pass(),
         FoldReshapeAxesPass(),
         # Before the parallel products are joined: they are joined along the transposed axis.
         FoldWeightTransposePass(),

@@ -1,0 +1,98 @@
+"""Every graph of the trained checkpoints parses and builds in TensorRT-RTX, with what it means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support.tensorrt_build import BuildError, build_graph
+from tiny.recipes import EXAMPLES, RECIPES
+
+from vlmport.api.export import ExportOptions, export
+from vlmport.api.progress import SilentProgress
+
+# An ONNX operator that TensorRT has a layer of its own for.
+OWN_LAYERS = {
+    "Attention": "ATTENTION_INPUT",
+    "RotaryEmbedding": "ROTARY_EMBEDDING",
+    "TensorScatter": "KV_CACHE_UPDATE",
+}
+
+
+@pytest.fixture(scope="module", params=sorted(RECIPES))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def exported(name: str, precision: str, folder: Path) -> Path:
+    bundle = folder / precision
+    export(ExportOptions(EXAMPLES / name, bundle, precision=precision), SilentProgress())
+    return bundle
+
+
+# Variant -> how a bundle of it is made: checkpoint's name and a folder -> the bundle.
+VARIANTS: dict[str, Callable[[str, Path], Path]] = {
+    "fp32": lambda name, folder: exported(name, "fp32", folder),
+    "fp16": lambda name, folder: exported(name, "fp16", folder),
+    "bf16": lambda name, folder: exported(name, "bf16", folder),
+}
+SLOW = {"fp16", "bf16"}  # an export takes most of a minute
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(key, marks=[pytest.mark.slow] if key in SLOW else []) for key in VARIANTS],
+)
+def test_every_graph_builds(name: str, variant: str, tmp_path: Path) -> None:
+    graphs = sorted(VARIANTS[variant](name, tmp_path).glob("*.onnx"))
+    assert {"decoder", "embed_tokens", "projector"} <= {path.stem for path in graphs}
+    for path in graphs:
+        result = build_graph(path)
+        assert result.engine_bytes > 0
+        assert result.warnings == (), path.name
+        nodes = Counter(
+            node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node
+        )
+        cached = nodes["TensorScatter"] // 2  # keys and values
+        assert result.bounded_attentions == cached, path.name
+        for operator, layer in OWN_LAYERS.items():
+            assert result.layers.get(layer, 0) == nodes[operator], (path.name, operator)
+
+
+def attention(folder: Path, lengths: str) -> Path:
+    """One attention over 8 rows whose valid ones a port names, and the same rows unread."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 2, 8, 32]) for n in "qkv"]
+    ports.append(helper.make_tensor_value_info("lengths", TensorProto.INT64, [1]))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 8, 32])
+    inputs = ["q", "k", "v", "", "", "", lengths]
+    node = helper.make_node("Attention", inputs, ["y"], name="attend", is_causal=1)
+    model = helper.make_model(
+        helper.make_graph([node], "attend", ports, [output]),
+        opset_imports=[helper.make_opsetid("", 24)],
+        ir_version=11,
+    )
+    path = folder / "attend.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_valid_lengths_reach_the_attention(tmp_path: Path) -> None:
+    assert build_graph(attention(tmp_path, "lengths")).bounded_attentions == 1
+
+
+def test_an_ignored_input_fails_the_build(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="ignores the inputs \\['lengths'\\]"):
+        build_graph(attention(tmp_path, ""))
+
+
+def test_a_graph_that_does_not_parse_fails(tmp_path: Path) -> None:
+    path = attention(tmp_path, "lengths")
+    model = onnx.load(str(path))
+    model.graph.node[0].attribute.append(helper.make_attribute("softmax_precision", 1))
+    onnx.save(model, path)
+    with pytest.raises(BuildError, match=r"does not parse: .*softmax precision"):
+        build_graph(path)
