@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlmport.api.answer_log import Answer, AnswerLog, LogKey
-from vlmport.api.evaluation import BundleScores, Evaluation, ScoredAnswer
+from vlmport.api.evaluation import EVALUATION_SCHEMA_VERSION, BundleScores, Evaluation, ScoredAnswer
 from vlmport.api.evaluation_summary import compare_answers, score_kinds
 from vlmport.api.question_check import check_questions
 from vlmport.api.questions import read_questions
@@ -96,6 +96,7 @@ def evaluate(options: EvaluateOptions, progress: Progress) -> Evaluation:
         state = options.against_state_file
         against = _run(options.against, state, questions, digest, options, progress)
     return Evaluation(
+        schema_version=EVALUATION_SCHEMA_VERSION,
         data=str(options.data),
         data_digest=digest,
         metric=options.metric,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vlmport.api.scoring import Metric, Normalization, YesNoScores
 
 __all__ = [
+    "EVALUATION_SCHEMA_VERSION",
     "NO_KIND",
     "OVERALL",
     "AnswerComparison",
@@ -23,6 +24,7 @@ __all__ = [
     "is_right",
 ]
 
+EVALUATION_SCHEMA_VERSION = 1
 OVERALL = "all"
 NO_KIND = "(no kind)"
 _RIGHT = 0.5
@@ -152,6 +154,7 @@ class Evaluation:
     """A bundle's answers to a set of questions, alone or beside another bundle's.
 
     Attributes:
+        schema_version: of the JSON form.
         data: the file of questions.
         data_digest: SHA-256 of the questions' texts and the bytes of their pictures.
         metric: how an answer is scored.
@@ -164,6 +167,7 @@ class Evaluation:
         versions: of the libraries.
     """
 
+    schema_version: int
     data: str
     data_digest: str
     metric: Metric

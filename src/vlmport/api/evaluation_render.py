@@ -48,7 +48,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     rows = score_rows(evaluation)
     for place, (score, other, compared) in enumerate(rows):
-        cells = [Text(score.kind), str(score.count), percent(score.score), interval(score)]
+        cells: list[Text | str] = [Text(score.kind), str(score.count)]
+        cells += [percent(score.score), interval(score)]
         if other is not None and compared is not None:
             cells += [percent(other.score), *_compared_cells(compared)]
         table.add_row(*cells, style="bold" if place == len(rows) - 1 else None)
@@ -71,11 +72,11 @@ def print_perplexity(report: PerplexityReport, console: Console) -> None:
             table.add_row(Text(one.bundle), one.precision, *figures)
     console.print(table)
     if report.comparison is not None:
-        one = report.comparison
+        compared = report.comparison
         console.print(
-            f"perplexity {one.rise_percent:+.3f} %, mean KL divergence {one.mean_kl:.3e} nats, "
-            f"largest {one.max_kl:.3e}; the likeliest token is the same at "
-            f"{one.top1_agreement:.3%} of the places",
+            f"perplexity {compared.rise_percent:+.3f} %, mean KL divergence "
+            f"{compared.mean_kl:.3e} nats, largest {compared.max_kl:.3e}; the likeliest token is "
+            f"the same at {compared.top1_agreement:.3%} of the places",
             soft_wrap=True,
         )
     bos = "the beginning-of-sequence token" if report.begins_with_bos else "the first token"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vlmport.api.token_likelihood import Likelihoods
 
 __all__ = [
+    "PERPLEXITY_SCHEMA_VERSION",
     "BundlePerplexity",
     "DistributionComparison",
     "PerplexityOptions",
@@ -30,6 +31,8 @@ __all__ = [
     "perplexity",
     "perplexity_json",
 ]
+
+PERPLEXITY_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class PerplexityReport:
     """Perplexity of one text.
 
     Attributes:
+        schema_version: of the JSON form.
         text: the file.
         window: tokens of a window, the given one included.
         windows: how many.
@@ -121,6 +125,7 @@ class PerplexityReport:
         seconds: that it took.
     """
 
+    schema_version: int
     text: str
     window: int
     windows: int
@@ -173,6 +178,7 @@ def perplexity(options: PerplexityOptions, progress: Progress) -> PerplexityRepo
             top1_agreement=found.same_top / found.count,
         )
     return PerplexityReport(
+        schema_version=PERPLEXITY_SCHEMA_VERSION,
         text=str(options.text),
         window=options.window,
         windows=len(windows),

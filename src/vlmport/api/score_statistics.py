@@ -39,4 +39,4 @@ def mcnemar_p(lost: int, gained: int) -> float:
     """
     flips = lost + gained
     tail = sum(math.comb(flips, few) for few in range(min(lost, gained) + 1))
-    return min(1.0, 2 * tail / 2**flips)
+    return min(1.0, 2 * tail / (1 << flips))

@@ -44,7 +44,7 @@ def evaluate_command(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Only the first N questions, or windows of text."),
+        typer.Option(metavar="N", help="Only the first N questions, or windows."),
     ] = None,
     batch: Annotated[
         int | None,
