@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ScoreBar", "WindowLine", "score_bars", "window_plot"]
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 120, 12, 8, 26
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 120, 22, 8, 26
 _BAR, _GAP = 12, 12  # height of a bar; space between groups
 _PLOT_HEIGHT, _PLOT_LEFT, _PLOT_TOP, _PLOT_BOTTOM = 200, 52, 12, 26
 _TICKS = (0, 20, 40, 60, 80, 100)

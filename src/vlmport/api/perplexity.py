@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vlmport.api.text_windows import choose_batch, cut_windows, read_text, text_ids
 from vlmport.api.token_likelihood import predict_windows
 from vlmport.api.versions import library_versions
-from vlmport.errors import InputError
+from vlmport.errors import BundleError, InputError
 from vlmport.runtime import VisionLanguageModel
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 PERPLEXITY_SCHEMA_VERSION = 1
+_MOST_NLL = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,17 +213,21 @@ def _check_same_reading(
             raise InputError(msg)
 
 
-def _figures(
-    folder: Path, model: VisionLanguageModel, likelihoods: Likelihoods
-) -> BundlePerplexity:
-    mean = math.fsum(likelihoods.sums) / sum(likelihoods.counts)
+def _figures(folder: Path, model: VisionLanguageModel, found: Likelihoods) -> BundlePerplexity:
+    windows = tuple(total / count for total, count in zip(found.sums, found.counts, strict=True))
+    if max(windows) > _MOST_NLL:
+        msg = (
+            f"{folder}: predicts window {windows.index(max(windows))} of the text with a negative "
+            f"log-likelihood of {max(windows):.1f} nats a token; expected at most {_MOST_NLL}, "
+            "beyond which a perplexity is no float64; the bundle's values are useless"
+        )
+        raise BundleError(msg)
+    mean = math.fsum(found.sums) / sum(found.counts)
     return BundlePerplexity(
         bundle=str(folder),
         precision=model.manifest.precision,
         backend=model.backend,
         perplexity=math.exp(mean),
         mean_nll=mean,
-        window_nll=tuple(
-            total / count for total, count in zip(likelihoods.sums, likelihoods.counts, strict=True)
-        ),
+        window_nll=windows,
     )
