@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlmport.contract import Manifest
-    from vlmport.runtime.backends.base import Backend
+    from vlmport.runtime.backends.base import Backend, Decoding
     from vlmport.runtime.generate import Row
     from vlmport.runtime.messages import Message
     from vlmport.runtime.preprocessing.prepared import ImageLayout, PreparedImage
@@ -217,6 +217,15 @@ class VisionLanguageModel:
             inputs: by name; those that the graph does not have are passed over.
         """
         return self._backend.run(graph, inputs)
+
+    def start_decoding(self, batch: int, max_length: int) -> Decoding:
+        """Makes an empty cache for sequences that the caller prompts and continues.
+
+        Args:
+            batch: sequences.
+            max_length: tokens that each will hold at most.
+        """
+        return self._backend.start(batch, max_length)
 
     def _row(self, request: Request, started: float) -> Row:
         messages = request.messages

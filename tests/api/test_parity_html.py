@@ -1,43 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from html.parser import HTMLParser
+
+from support.html_page import Page
 
 from vlmport.api.parity_html import report_html
 from vlmport.api.parity_report import ParityReport
 from vlmport.api.parity_summary import shown
-
-_VOID = {"meta", "br"}
-
-
-class Page(HTMLParser):
-    """Collects the text, the tags and the attributes, and checks that tags close in order."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(content)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in _VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_it_is_one_well_formed_file_without_links(failing: ParityReport) -> None:

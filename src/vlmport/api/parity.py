@@ -6,19 +6,17 @@ PyTorch nor ONNX Runtime and can be given anything that behaves like them.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import vlmport
 from vlmport.api.builtin_cases import make_cases
 from vlmport.api.parity_answers import ERROR_BIN_EDGES
 from vlmport.api.parity_compare import compare
 from vlmport.api.parity_report import REPORT_SCHEMA_VERSION, ParityReport, worst_verdict
 from vlmport.api.tolerances import TOLERANCES
+from vlmport.api.versions import library_versions
 from vlmport.errors import InputError, ParityError
 from vlmport.manifest import file_entry, load_manifest
 
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from vlmport.contract import FileEntry, Manifest
 
 __all__ = ["ParityOptions", "check_source", "compare", "make_report", "parity", "select_cases"]
-
-_TOOLS = ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +175,7 @@ def make_report(
         variant=manifest.variant,
         precision=precision,
         backend=backend,
-        versions=_versions(),
+        versions=library_versions(),
         max_new_tokens=options.max_new_tokens,
         tolerances=tuple(row for row in TOLERANCES if row.precision == precision),
         error_bin_edges=ERROR_BIN_EDGES,
@@ -200,13 +196,3 @@ def _source_fault(checkpoint: Path, entry: FileEntry) -> str | None:
     if digest != entry.sha256:
         return f"{entry.path} has sha256 {digest[:12]}..., the source had {entry.sha256[:12]}..."
     return None
-
-
-def _versions() -> dict[str, str]:
-    versions = {"vlmport": vlmport.__version__, "python": platform.python_version()}
-    for tool in _TOOLS:
-        try:
-            versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # onnxruntime comes under one of two names
-    return versions

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from vlmport.api.parity_summary import answer_totals, shown, summarize, summarize_rounding
 from vlmport.api.parity_svg import Rule, Series, bar_plot, histogram_plot, line_plot
+from vlmport.api.report_page import page_environment
 from vlmport.api.tolerances import near_tie_margin
 
 if TYPE_CHECKING:
@@ -25,13 +24,10 @@ _BAR_STYLES: dict[Verdict, str] = {"PASS": "good", "NEAR_TIE": "near", "FAIL": "
 
 def report_html(report: ParityReport) -> str:
     """Renders everything in a report; texts of prompts and answers are escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = page_environment()
     environment.filters["shown"] = shown
-    source = files("vlmport.api").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     worst = max(report.cases, key=_worst_error, default=None)
-    return environment.from_string(source).render(
+    return environment.get_template(_TEMPLATE).render(
         report=report,
         rows=summarize(report),
         totals=answer_totals(report),

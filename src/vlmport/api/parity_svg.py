@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Rule", "Series", "bar_plot", "histogram_plot", "line_plot"]
+__all__ = [
+    "Rule",
+    "Series",
+    "bar_plot",
+    "histogram_plot",
+    "line_plot",
+    "svg_frame",
+    "svg_text",
+]
 
 _WIDTH, _HEIGHT = 560, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 36
@@ -88,7 +96,7 @@ def line_plot(series: Sequence[Series], rule: Rule, *, title: str, least: int = 
     parts = [_y_grid(axis), _x_labels(last)]
     parts += [_line(one, axis, last) for one in series]
     parts.append(_rule(_y(axis.fraction(rule.value)), rule.label))
-    return _svg(title, parts)
+    return svg_frame(title, parts)
 
 
 def bar_plot(rows: Sequence[tuple[str, float | None, str, str]], *, title: str) -> str:
@@ -112,24 +120,24 @@ def bar_plot(rows: Sequence[tuple[str, float | None, str, str]], *, title: str) 
         parts.append(
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height - 30}"/>'
         )
-        parts.append(_text(x, height - 16, _power(exponent), "middle"))
+        parts.append(svg_text(x, height - 16, _power(exponent), "middle"))
     for index, (label, ratio, words, style) in enumerate(rows):
         middle = _TOP + pitch * index + pitch / 2
         end = left if ratio is None else place(ratio)
         width = 0.0 if ratio is None else max(2.0, end - left)
-        parts.append(_text(left - 10, middle + 4, label, "end", "name"))
+        parts.append(svg_text(left - 10, middle + 4, label, "end", "name"))
         hint = f"<title>{escape(label)}: {escape(words)}</title>"
         parts.append(
             f'<rect class="bar {style}" x="{left}" y="{middle - 7:.1f}" '
             f'width="{width:.1f}" height="14">{hint}</rect>'
         )
-        parts.append(_text(_WIDTH - 4, middle + 4, words, "end"))
+        parts.append(svg_text(_WIDTH - 4, middle + 4, words, "end"))
     limit = place(1.0)
     parts.append(
         f'<line class="rule" x1="{limit:.1f}" x2="{limit:.1f}" y1="4" y2="{height - 30}"/>'
     )
-    parts.append(_text(left, height - 2, "max_abs / tolerance", "start"))
-    return _svg(title, parts, height)
+    parts.append(svg_text(left, height - 2, "max_abs / tolerance", "start"))
+    return svg_frame(title, parts, height)
 
 
 def histogram_plot(edges: Sequence[float], counts: Sequence[int], rule: Rule, *, title: str) -> str:
@@ -145,7 +153,7 @@ def histogram_plot(edges: Sequence[float], counts: Sequence[int], rule: Rule, *,
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(_LEFT - 6, y + 4, _power(exponent), "end"))
+        parts.append(svg_text(_LEFT - 6, y + 4, _power(exponent), "end"))
     width = (_x(1) - _LEFT) / slots
     for index, count in enumerate(counts):
         if not count:
@@ -162,15 +170,15 @@ def histogram_plot(edges: Sequence[float], counts: Sequence[int], rule: Rule, *,
         return _LEFT + width * (1 + (math.log10(value) - low) / (high - low) * (slots - 2))
 
     parts += [
-        _text(place(10.0**exponent), _HEIGHT - 20, _power(exponent), "middle")
+        svg_text(place(10.0**exponent), _HEIGHT - 20, _power(exponent), "middle")
         for exponent in range(round(low) + 1, round(high) + 1, 2)
     ]
-    parts.append(_text(_LEFT, _HEIGHT - 20, "0", "start"))
-    parts.append(_text(_x(1), _HEIGHT - 4, "|bundle - PyTorch| of a logit", "end"))
+    parts.append(svg_text(_LEFT, _HEIGHT - 20, "0", "start"))
+    parts.append(svg_text(_x(1), _HEIGHT - 4, "|bundle - PyTorch| of a logit", "end"))
     x = place(rule.value)
     parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_y(0):.1f}"/>')
-    parts.append(_text(x + 5, _TOP + 8, rule.label, "start", "limit"))
-    return _svg(title, parts)
+    parts.append(svg_text(x + 5, _TOP + 8, rule.label, "start", "limit"))
+    return svg_frame(title, parts)
 
 
 def _bin_name(edges: Sequence[float], index: int) -> str:
@@ -196,7 +204,7 @@ def _y_grid(axis: _LogAxis) -> str:
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(_LEFT - 6, y + 4, axis.name(exponent), "end"))
+        parts.append(svg_text(_LEFT - 6, y + 4, axis.name(exponent), "end"))
     return "".join(parts)
 
 
@@ -204,9 +212,10 @@ def _x_labels(last: int) -> str:
     pitch = max(1, math.ceil(last / 8 / 4) * 4) if last > 8 else 1
     marks = [*range(0, last + 1, pitch)]
     parts = [
-        _text(_x(mark / last if last else 0.5), _HEIGHT - 20, str(mark), "middle") for mark in marks
+        svg_text(_x(mark / last if last else 0.5), _HEIGHT - 20, str(mark), "middle")
+        for mark in marks
     ]
-    return "".join([*parts, _text(_x(1), _HEIGHT - 4, "generated step", "end")])
+    return "".join([*parts, svg_text(_x(1), _HEIGHT - 4, "generated step", "end")])
 
 
 def _line(series: Series, axis: _LogAxis, last: int) -> str:
@@ -231,10 +240,11 @@ def _line(series: Series, axis: _LogAxis, last: int) -> str:
 
 def _rule(y: float, label: str) -> str:
     line = f'<line class="rule" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    return line + _text(_x(1), y - 5 if y > _TOP + 16 else y + 13, label, "end", "limit")
+    return line + svg_text(_x(1), y - 5 if y > _TOP + 16 else y + 13, label, "end", "limit")
 
 
-def _text(x: float, y: float, words: str, anchor: str, style: str = "tick") -> str:
+def svg_text(x: float, y: float, words: str, anchor: str, style: str = "tick") -> str:
+    """A piece of text; `anchor` says which part of it lies at x."""
     return (
         f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
         f"{escape(words)}</text>"
@@ -245,7 +255,8 @@ def _power(exponent: int) -> str:
     return "1" if exponent == 0 else f"1e{exponent}"
 
 
-def _svg(title: str, parts: Sequence[str], height: float = _HEIGHT) -> str:
+def svg_frame(title: str, parts: Sequence[str], height: float = _HEIGHT) -> str:
+    """Puts a plot's parts together; `title` is told to screen readers."""
     body = "".join(parts)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vlmport.cli.progress import RichProgress
-from vlmport.errors import InputError
+from vlmport.cli.report_files import check_is_writable
 
 __all__ = ["parity_command"]
 
@@ -48,7 +48,7 @@ def parity_command(
     [dim]$[/dim] vlmport parity [cyan]checkpoint/ bundle/[/cyan] --html report.html
     """
     for file in (json_file, html_file):
-        _check_is_writable(file)
+        check_is_writable(file)
     from rich.console import Console
 
     from vlmport.api.parity import ParityOptions, parity
@@ -66,13 +66,3 @@ def parity_command(
     if html_file is not None:
         html_file.write_text(report_html(report), encoding="utf-8")
     raise typer.Exit(1 if report.verdict == "FAIL" else 0)
-
-
-def _check_is_writable(file: Path | None) -> None:
-    """Refuse a report file that cannot be written before minutes are spent on the report."""
-    if file is None:
-        return
-    if file.is_dir():
-        raise InputError(f"{file}: a folder; expected a file to write the report to")
-    if not file.parent.is_dir():
-        raise InputError(f"{file}: no such folder {file.parent}; make it first")
