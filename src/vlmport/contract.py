@@ -26,6 +26,7 @@ from vlmport.contract_images import (
     PatchImages,
     Resize,
 )
+from vlmport.contract_quantization import Quantization, QuantizedGraph
 
 __all__ = [
     "IMAGE_GRAPHS",
@@ -50,6 +51,8 @@ __all__ = [
     "PatchImages",
     "Precision",
     "PromptFormat",
+    "Quantization",
+    "QuantizedGraph",
     "Resize",
     "SourceCheckpoint",
     "SpecialTokens",
@@ -313,6 +316,7 @@ class Manifest:
         source: the checkpoint.
         tools: tool name -> version, of the export.
         files: every file of the bundle but the manifest.
+        quantization: how it was made from a bundle of higher precision; None if it was exported.
     """
 
     __pydantic_config__ = _STRICT
@@ -332,6 +336,7 @@ class Manifest:
     source: SourceCheckpoint
     tools: dict[str, str]
     files: tuple[FileEntry, ...]
+    quantization: Quantization | None = None
 
     def graph(self, name: str) -> GraphSpec:
         """The graph of that name; the manifest reader has checked that the needed ones exist."""

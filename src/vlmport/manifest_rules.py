@@ -63,6 +63,7 @@ def manifest_faults(manifest: Manifest) -> list[str]:
         *image_faults(manifest.image),
         *_text_faults(manifest),
         *_answer_faults(manifest),
+        *_quantization_faults(manifest),
     ]
 
 
@@ -252,6 +253,25 @@ def _answer_faults(manifest: Manifest) -> Iterator[str]:
             f"graphs: {MASK_DECODER} takes {decoder.inputs[0].shape[1]} codes for a mask; expected "
             f"answers.codes_per_mask, {answers.codes_per_mask}"
         )
+
+
+def _quantization_faults(manifest: Manifest) -> Iterator[str]:
+    quantization = manifest.quantization
+    if quantization is None:
+        return
+    listed = {entry.path for entry in manifest.files}
+    for field, path in (("recipe", quantization.recipe), ("report", quantization.report)):
+        if path not in listed:
+            yield f'quantization.{field}: found "{path[:200]}"; expected one of the listed files'
+    names = {graph.name for graph in manifest.graphs}
+    for index, graph in enumerate(quantization.graphs):
+        field = f"quantization.graphs[{index}]"
+        if graph.graph not in names:
+            yield f'{field}.graph: found "{graph.graph[:60]}"; expected a graph of the bundle'
+        yield from too_small(
+            {f"{field}.layers.{name}": count for name, count in graph.layers.items()}, least=0
+        )
+    yield from too_small({"quantization.samples": quantization.samples}, least=0)
 
 
 def _dtype_faults(field: str, dtype: str) -> Iterator[str]:
