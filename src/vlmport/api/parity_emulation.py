@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from vlmport.api.linked_bundle import link_file
 from vlmport.graphs.passes.emulate_bfloat16 import EmulateBfloat16Pass
 from vlmport.manifest import file_entry, load_manifest, save_manifest
 
@@ -45,7 +44,7 @@ def emulated_bundle(bundle: Path, target: Path) -> Manifest:
             EmulateBfloat16Pass()(model)
             ir.save(model, place)
         else:
-            _link(source, place)
+            link_file(source, place)
     emulated = replace(
         manifest,
         precision="float32",
@@ -58,13 +57,6 @@ def emulated_bundle(bundle: Path, target: Path) -> Manifest:
     )
     save_manifest(target, emulated)
     return emulated
-
-
-def _link(source: Path, place: Path) -> None:
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copyfile(source, place)
 
 
 def _as_float32(graph: GraphSpec) -> GraphSpec:
