@@ -179,6 +179,56 @@ class VisionLanguageModel:
                 on_piece(piece)
         return [self._result(row) for row in rows]
 
+    def forced_logits(
+        self, request: Request, token_ids: Sequence[int]
+    ) -> Iterator[NDArray[np.float32]]:
+        """The logits from which each token of a given answer would have been chosen.
+
+        Args:
+            request: its prompt and images; how it samples and ends does not matter.
+            token_ids: the answer, whatever this bundle itself would have said.
+
+        Yields:
+            float32 [vocab_size] before each token, suppressed tokens included; valid until the next
+            one is asked for.
+
+        Raises:
+            InputError: if the request cannot be used, or leaves no room for the answer.
+        """
+        embeds = self.prompt_embeddings(request)
+        length, limit = len(embeds) + len(token_ids), self.manifest.dimensions.max_length
+        if length > limit:
+            msg = (
+                f"answer: found {len(embeds)} tokens of the prompt and {len(token_ids)} of the "
+                f"answer; the bundle's max_length is {limit}; give a shorter one"
+            )
+            raise InputError(msg)
+        decoding = self._backend.start(1, length)
+        logits = decoding.prefill(embeds[None], np.array([len(embeds)], np.int64))
+        for index in range(len(token_ids)):
+            if index:
+                last = np.array([token_ids[index - 1]], np.int64)
+                logits = decoding.step(last, np.ones(1, np.bool_))
+            yield logits[0]
+
+    def prompt_embeddings(self, request: Request) -> NDArray[np.floating[Any]]:
+        """What the decoder gets for a request: [sequence_length, hidden_size], images in place.
+
+        Raises:
+            InputError: if an image or the prompt cannot be used.
+        """
+        return self._row(request, time.perf_counter()).inputs_embeds
+
+    def with_graph(self, graph: str, path: Path) -> VisionLanguageModel:
+        """A model with one graph replaced by another of the same ports; the others are shared.
+
+        Raises:
+            BundleError: if the graph cannot be loaded.
+        """
+        return VisionLanguageModel(
+            self.manifest, self.tokenizer, self._backend.with_graph(graph, path)
+        )
+
     def prepare(self, image: str | os.PathLike[str] | Image.Image) -> PreparedImage:
         """Loads and preprocesses one picture.
 

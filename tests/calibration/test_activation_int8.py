@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vlmport.calibration.activation_int8 import ActivationRange
     from vlmport.calibration.recipe import LayerFormat
 
 GRAPHS = [

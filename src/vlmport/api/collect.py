@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from vlmport.api.collect_backend import Accumulators, ProbedBackend, probed_graphs
 from vlmport.api.collect_checks import check_graphs, check_samples
 from vlmport.api.collect_state import digests, load_state, save_state
-from vlmport.api.parity_emulation import emulated_bundle, folder_beside
+from vlmport.api.linked_bundle import folder_beside
+from vlmport.api.parity_emulation import emulated_bundle
 from vlmport.calibration.accumulate import ValueAccumulator, merged_probes
 from vlmport.errors import CalibrationError, VlmportError
 from vlmport.manifest import load_manifest, verify_files

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmport.api.parity_emulation import EMULATION, emulated_bundle, folder_beside
+from vlmport.api.linked_bundle import folder_beside
+from vlmport.api.parity_emulation import EMULATION, emulated_bundle
 from vlmport.api.parity_model import TokensAndText
 from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.manifest import load_manifest, verify_files

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from vlmport.api.linked_bundle import link_file
 from vlmport.graphs.passes.emulate_bfloat16 import EmulateBfloat16Pass
 from vlmport.manifest import file_entry, load_manifest, save_manifest
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from vlmport.contract import GraphSpec, Manifest, TensorSpec
 
-__all__ = ["EMULATION", "emulated_bundle", "folder_beside"]
+__all__ = ["EMULATION", "emulated_bundle"]
 
 # Told in every report on a bundle that ran this way.
 EMULATION = "each bfloat16 operator computed in float32 and rounded"
@@ -45,7 +44,7 @@ def emulated_bundle(bundle: Path, target: Path) -> Manifest:
             EmulateBfloat16Pass()(model)
             ir.save(model, place)
         else:
-            _link(source, place)
+            link_file(source, place)
     emulated = replace(
         manifest,
         precision="float32",
@@ -58,22 +57,6 @@ def emulated_bundle(bundle: Path, target: Path) -> Manifest:
     )
     save_manifest(target, emulated)
     return emulated
-
-
-def folder_beside(bundle: Path) -> Path | None:
-    """The folder that the bundle lies in, or None where nothing can be written there.
-
-    Weights can be linked from one to the other.
-    """
-    parent = bundle.resolve().parent
-    return parent if os.access(parent, os.W_OK) else None
-
-
-def _link(source: Path, place: Path) -> None:
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copyfile(source, place)
 
 
 def _as_float32(graph: GraphSpec) -> GraphSpec:

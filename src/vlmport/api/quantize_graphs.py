@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from vlmport.calibration.activation_int8 import quantize_activations_
-from vlmport.calibration.half_precision import half_precision_, half_probes
+from vlmport.calibration.half_precision import half_probes
 from vlmport.calibration.layers import Layer, find_layers
 from vlmport.calibration.recipe import layer_formats
-from vlmport.calibration.smooth import smooth_
 from vlmport.calibration.statistics import Probe
-from vlmport.calibration.weight_only import quantize_weights_
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from vlmport.api.progress import Progress
     from vlmport.calibration.recipe import GraphRecipe, LayerFormat, Recipe
-    from vlmport.calibration.statistics import GraphStatistics, Statistics
-    from vlmport.contract import Manifest
 
 __all__ = ["GraphWork", "first_probes", "open_graphs", "second_probes", "smoothed", "transform"]
 
