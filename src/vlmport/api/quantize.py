@@ -2,9 +2,233 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from vlmport.api.bundle_folder import check_target, new_bundle
+from vlmport.api.collect import CollectOptions, collect
+
+from vlmport.api.quantize_graphs import (
+    first_probes,
+    open_graphs,
+    second_probes,
+    smooth,
+    transform,
+)
+from vlmport.api.quantize_recipe import (
+    RecipeOptions,
+    kept_in_float,
+    read_patterns,
+    wanted_recipe,
+)
+from vlmport.api.quantize_report import QuantizeReport, report_json
+from vlmport.api.quantized_bundle import write_bundle
+from vlmport.calibration.half_precision import float32_ports
+from vlmport.calibration.layers import find_layers
+from vlmport.calibration.recipe import recipe_json
+from vlmport.calibration.samples import load_samples
+from vlmport.contract import Quantization, QuantizedGraph
+from vlmport.errors import CalibrationError
+from vlmport.manifest import load_manifest, verify_files
+
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Collection, Mapping, Sequence
+
+    from vlmport.api.progress import Progress
+    from vlmport.api.quantize_graphs import GraphWork
+    from vlmport.api.quantize_report import GraphReport
+    from vlmport.calibration.recipe import Recipe
+    from vlmport.calibration.samples import CalibrationSample
+    from vlmport.calibration.statistics import Probe, Statistics
+    from vlmport.contract import Manifest, Precision
 
 __all__ = ["QuantizeOptions", "quantize"]
+
+_RECIPE_FILE, _REPORT_FILE = "recipe.json", "quantization.json"
+_PRECISIONS: MappingProxyType[str, Precision] = MappingProxyType(
+    {"fp16": "float16", "bf16": "bfloat16"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """What to make of which bundle.
+
+    Attributes:
+        bundle: folder of the bundle.
+        target: folder to write.
+        recipe: what becomes of each graph.
+        calibration: folder or JSON lines of pictures and prompts; None for a default set.
+        max_samples: most samples to run; None for all.
+        state_file: statistics, kept so that a stopped calibration goes on where it was.
+        keep_float: file of patterns of modules that stay in float.
+        overwrite: whether an existing bundle is replaced.
+    """
+
+    bundle: Path
+    target: Path
+    recipe: RecipeOptions
+    calibration: Path | None = None
+    max_samples: int | None = None
+    state_file: Path | None = None
+    keep_float: Path | None = None
+    overwrite: bool = False
+
+
+def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
+    """Quantizes or converts the graphs of a bundle and writes a new bundle.
+
+    Everything is written to a temporary folder, which takes the target's name at the very end.
+
+    Raises:
+        BundleError: if the bundle is missing or damaged.
+        CalibrationError: if it is quantized already, or the recipe or the data cannot be used.
+    """
+    started = time.monotonic()
+    check_target(options.target, overwrite=options.overwrite, error=CalibrationError)
+    manifest = load_manifest(options.bundle)
+    verify_files(options.bundle, manifest, hashes=True)
+    _check_is_float(options.bundle, manifest)
+    recipe = _recipe(options, manifest)
+    works = open_graphs(options.bundle, _files(manifest), recipe)
+    with (
+        new_bundle(options.target, error=CalibrationError) as folder,
+        tempfile.TemporaryDirectory(
+            prefix=f".{options.target.name}.", dir=options.target.parent
+        ) as smoothed,
+    ):
+        data = _Data(options, bool(first_probes(works)))
+        statistics = data.collect(options.bundle, first_probes(works), "", progress)
+        if smooth(works, statistics):
+            # Weights that were scaled are read again from files, like all others.
+            models = {name: work.model for name, work in works.items() if work.is_smoothed}
+            write_bundle(Path(smoothed), options.bundle, manifest, models, progress)
+            formats = {name: work.formats for name, work in works.items()}
+            works = open_graphs(Path(smoothed), _files(manifest), recipe, formats)
+            second = data.collect(Path(smoothed), second_probes(works), ".smoothed", progress)
+            statistics = _joined(statistics, second)
+        target = _target_manifest(manifest, recipe)
+        progress.start("quantizing", sum(_float_bytes(work) for work in works.values()))
+        graphs = [
+            transform(work, statistics.get(name, {}), _ports(work, manifest, target), progress)
+            for name, work in works.items()
+        ]
+        progress.finish()
+        (folder / _RECIPE_FILE).write_text(recipe_json(recipe), encoding="utf-8")
+        (folder / _REPORT_FILE).write_text(report_json(graphs), encoding="utf-8")
+        models = {name: work.model for name, work in works.items()}
+        target = replace(target, quantization=_record(options, manifest, graphs, data))
+        written = write_bundle(folder, options.bundle, target, models, progress)
+    return QuantizeReport(
+        options.target, manifest, written, tuple(graphs), time.monotonic() - started
+    )
+
+
+class _Data:
+    """The calibration data of one run, read when it is first needed."""
+
+    def __init__(self, options: QuantizeOptions, needed: bool) -> None:
+        self._options = options
+        self.samples: Sequence[CalibrationSample] = _samples(options) if needed else ()
+
+    def collect(
+        self,
+        bundle: Path,
+        probes: Mapping[str, Sequence[Probe]],
+        suffix: str,
+        progress: Progress,
+    ) -> Statistics:
+        """Statistics of a bundle's values; `suffix` tells state files of two passes apart."""
+        if not probes:
+            return {}
+        state = self._options.state_file
+        file = None if state is None else state.with_name(state.name + suffix)
+        return collect(bundle, probes, self.samples, CollectOptions(state_file=file), progress)
+
+
+def _samples(options: QuantizeOptions) -> Sequence[CalibrationSample]:
+    if options.max_samples is not None and options.max_samples < 1:
+        msg = f"samples: found {options.max_samples}; expected 1 or more"
+        raise CalibrationError(msg)
+    source = options.calibration
+    samples = default_samples() if source is None else load_samples(source)
+    return samples[: options.max_samples]
+
+
+def _check_is_float(bundle: Path, manifest: Manifest) -> None:
+    quantization = manifest.quantization
+    if quantization is not None and quantization.has_integer_layers:
+        msg = (
+            f"{bundle}: is quantized already ({quantization.name}); expected a bundle whose "
+            "weights are floats; quantize the one that it was made from"
+        )
+        raise CalibrationError(msg)
+
+
+def _recipe(options: QuantizeOptions, manifest: Manifest) -> Recipe:
+    recipe = wanted_recipe(options.recipe, [graph.name for graph in manifest.graphs])
+    if options.keep_float is None:
+        return recipe
+    works = open_graphs(options.bundle, _files(manifest), recipe)
+    layers = {name: find_layers(work.model) for name, work in works.items()}
+    return kept_in_float(recipe, read_patterns(options.keep_float), layers)
+
+
+def _files(manifest: Manifest) -> dict[str, str]:
+    return {graph.name: graph.file for graph in manifest.graphs}
+
+
+def _float_bytes(work: GraphWork) -> int:
+    layers = work.layers("int8", "int8-weight-only", "int4")
+    return sum(layer.weight.const_value.nbytes for layer in layers if layer.weight.const_value)
+
+
+def _joined(first: Statistics, second: Statistics) -> Statistics:
+    """Of values that both passes saw, what the later one saw."""
+    return {name: {**first[name], **second.get(name, {})} for name in first}
+
+
+def _target_manifest(manifest: Manifest, recipe: Recipe) -> Manifest:
+    """In half precision if every graph that hands something on is; the logits stay float32."""
+    passed_on = (*manifest.image_graphs, "embed_tokens", "decoder")
+    computes = {recipe.graph(name).compute for name in passed_on}
+    if len(computes) != 1 or computes == {"keep"}:
+        return manifest
+    precision = _PRECISIONS[computes.pop()]
+    return replace(
+        manifest, precision=precision, kv_layout=replace(manifest.kv_layout, dtype=precision)
+    )
+
+
+def _ports(work: GraphWork, manifest: Manifest, target: Manifest) -> Collection[str]:
+    """Ports that stay as they are: all, unless every graph takes the bundle's new precision."""
+    if target.precision != manifest.precision:
+        return float32_ports(manifest.graphs)
+    graph = work.model.graph
+    return {value.name or "" for value in (*graph.inputs, *graph.outputs)}
+
+
+def _record(
+    options: QuantizeOptions, manifest: Manifest, graphs: Sequence[GraphReport], data: _Data
+) -> Quantization:
+    if not data.samples:
+        source = ""
+    else:
+        source = "a default set" if options.calibration is None else options.calibration.name
+    return Quantization(
+        name=options.recipe.name,
+        graphs=tuple(
+            QuantizedGraph(
+                graph.graph, _PRECISIONS.get(graph.compute, manifest.precision), graph.counts
+            )
+            for graph in graphs
+        ),
+        recipe=_RECIPE_FILE,
+        report=_REPORT_FILE,
+        calibration=source,
+        samples=len(data.samples),
+    )

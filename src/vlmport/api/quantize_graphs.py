@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from vlmport.calibration.half_precision import half_probes
-from vlmport.calibration.layers import Layer, find_layers
+from vlmport.api.quantize_report import GraphReport
+from vlmport.calibration.activation_int8 import quantize_activations_
+from vlmport.calibration.half_precision import half_precision_, half_probes
+from vlmport.calibration.layers import find_layers
 from vlmport.calibration.recipe import layer_formats
+from vlmport.calibration.smooth import smooth_
 from vlmport.calibration.statistics import Probe
+from vlmport.calibration.weight_only import quantize_weights_
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from vlmport.api.progress import Progress
+    from vlmport.calibration.layers import Layer
     from vlmport.calibration.recipe import GraphRecipe, LayerFormat, Recipe
+    from vlmport.calibration.statistics import GraphStatistics, Statistics
 
-__all__ = ["GraphWork", "first_probes", "open_graphs", "second_probes", "smoothed", "transform"]
+__all__ = ["GraphWork", "first_probes", "open_graphs", "second_probes", "smooth", "transform"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +34,7 @@ class GraphWork:
 
     Attributes:
         recipe: what becomes of it.
-        model: the graph; changed in place by `smoothed` and `transform`.
+        model: the graph; `smooth` and `transform` change it in place.
         formats: layer name -> format.
     """
 
@@ -35,18 +42,19 @@ class GraphWork:
     model: ir.Model
     formats: Mapping[str, LayerFormat]
 
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers that the graph has now."""
-        return find_layers(self.model)
+    def layers(self, *formats: LayerFormat) -> list[Layer]:
+        """The layers that have one of these formats, as the graph is now."""
+        return [layer for layer in find_layers(self.model) if self.formats[layer.name] in formats]
 
-    def has(self, *formats: LayerFormat) -> bool:
-        """Whether a layer has one of these formats."""
-        return bool(set(formats) & set(self.formats.values()))
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether channels are scaled before activations are quantized."""
+        return self.recipe.activations.smoothing is not None and "int8" in self.formats.values()
 
 
 def open_graphs(
     bundle: Path,
+    files: Mapping[str, str],
     recipe: Recipe,
     formats: Mapping[str, Mapping[str, LayerFormat]] | None = None,
 ) -> dict[str, GraphWork]:
@@ -54,6 +62,7 @@ def open_graphs(
 
     Args:
         bundle: folder of the bundle.
+        files: graph name -> path in the bundle.
         recipe: names its graphs.
         formats: graph name -> formats of its layers, where they are settled already.
 
@@ -62,69 +71,94 @@ def open_graphs(
     """
     works = {}
     for part in recipe.graphs:
-        model = ir.load(bundle / f"{part.graph}.onnx")
-        found = (formats or {}).get(part.graph) or layer_formats(part, find_layers(model))
-        works[part.graph] = GraphWork(part, model, found)
+        model = ir.load(bundle / files[part.graph])
+        known = (formats or {}).get(part.graph)
+        works[part.graph] = GraphWork(
+            part, model, layer_formats(part, find_layers(model)) if known is None else known
+        )
     return works
 
 
-def first_probes(works: Mapping[str, GraphWork]) -> dict[str, tuple[Probe, ...]]:
-    """What has to be known before anything is changed, by graph; graphs that need nothing are out.
+def first_probes(works: Mapping[str, GraphWork]) -> dict[str, list[Probe]]:
+    """What has to be known before anything is changed, by graph.
 
-    Ranges of channels for smoothing, or histograms where nothing is smoothed; second moments for
-    AWQ and GPTQ; ranges of all values for half precision.
+    Ranges and distributions of what "int8" layers read, second moments for AWQ and GPTQ, ranges of
+    all values for half precision.
     """
     wanted = {name: _first_probes(work) for name, work in works.items()}
     return {name: probes for name, probes in wanted.items() if probes}
 
 
-def second_probes(works: Mapping[str, GraphWork]) -> dict[str, tuple[Probe, ...]]:
+def second_probes(works: Mapping[str, GraphWork]) -> dict[str, list[Probe]]:
     """What has to be known of smoothed graphs: how the inputs of "int8" layers are distributed."""
-    wanted = {
-        name: _merged(_probe(layer, histogram=True) for layer in _in_format(work, "int8"))
+    return {
+        name: [_probe(layer, histogram=True) for layer in work.layers("int8")]
         for name, work in works.items()
-        if _is_smoothed(work)
+        if work.is_smoothed
     }
-    return {name: probes for name, probes in wanted.items() if probes}
 
 
-def _first_probes(work: GraphWork) -> tuple[Probe, ...]:
-    probes = [_probe(layer, histogram=True) for layer in _in_format(work, "int8")]
+def smooth(works: Mapping[str, GraphWork], statistics: Statistics) -> bool:
+    """Smooths the graphs that ask for it; says whether any weight was changed."""
+    changed = False
+    for name, work in works.items():
+        if work.is_smoothed:
+            layers = find_layers(work.model)
+            method = work.recipe.activations
+            changed |= bool(
+                smooth_(work.model, layers, work.formats, method, statistics[name])
+            )
+    return changed
+
+
+def transform(
+    work: GraphWork,
+    statistics: GraphStatistics,
+    float32_ports: Collection[str],
+    progress: Progress,
+) -> GraphReport:
+    """Quantizes the weights and activations of a graph, then converts what is left.
+
+    Args:
+        work: the graph; its model is changed.
+        statistics: of its values; of the smoothed graph if it was smoothed.
+        float32_ports: inputs and outputs that stay float32 in a graph of half precision.
+        progress: is told of the float bytes of quantized weights.
+
+    Raises:
+        CalibrationError: if statistics are missing, or a weight cannot be quantized.
+    """
+    recipe, model, formats = work.recipe, work.model, work.formats
+    weights = quantize_weights_(
+        model, find_layers(model), formats, recipe.weights, statistics, progress.advance
+    )
+    activations = quantize_activations_(
+        model,
+        work.layers("int8"),
+        formats,
+        recipe.activations,
+        statistics,
+        progress.advance,
+    )
+    half = None
+    if recipe.compute != "keep":
+        half = half_precision_(model, recipe.compute, statistics, float32_ports)
+    return GraphReport(recipe.graph, recipe.compute, dict(formats), weights, activations, half)
+
+
+def _first_probes(work: GraphWork) -> list[Probe]:
+    probes = [_probe(layer, histogram=True) for layer in work.layers("int8")]
     method = work.recipe.weights
-    for layer_format, rounding in (
-        ("int4", method.rounding),
-        ("int8-weight-only", method.int8_rounding),
-    ):
-        if rounding != "nearest":
-            probes += [_probe(layer, moment=True) for layer in _in_format(work, layer_format)]
+    if method.rounding != "nearest":
+        probes += [_probe(layer, moment=True) for layer in work.layers("int4")]
+    if method.int8_rounding != "nearest":
+        probes += [_probe(layer, moment=True) for layer in work.layers("int8-weight-only")]
     if work.recipe.compute != "keep":
         probes += half_probes(work.model)
-    return _merged(probes)
+    return probes
 
 
 def _probe(layer: Layer, *, histogram: bool = False, moment: bool = False) -> Probe:
     assert layer.activation.name is not None
     axis = 1 if layer.operator == "Conv" else -1
     return Probe(layer.activation.name, axis, histogram=histogram, second_moment=moment)
-
-
-def _in_format(work: GraphWork, wanted: LayerFormat) -> list[Layer]:
-    return [layer for layer in work.layers if work.formats[layer.name] == wanted]
-
-
-def _is_smoothed(work: GraphWork) -> bool:
-    return work.recipe.activations.smoothing is not None and "int8" in work.formats.values()
-
-
-def _merged(probes: Iterable[Probe]) -> tuple[Probe, ...]:
-    """One probe a value, which collects what any of them does."""
-    merged: dict[str, Probe] = {}
-    for probe in probes:
-        known = merged.get(probe.value, probe)
-        merged[probe.value] = replace(
-            known,
-            channels=known.channels or probe.channels,
-            histogram=known.histogram or probe.histogram,
-            second_moment=known.second_moment or probe.second_moment,
-        )
-    return tuple(merged.values())

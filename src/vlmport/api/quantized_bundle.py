@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -49,7 +48,10 @@ def write_bundle(
     replaced = {name for graph in manifest.graphs if graph.name in models for name in _files(graph)}
     for entry in manifest.files:
         if entry.path not in replaced and (source / entry.path).is_file():
-            _copy(source / entry.path, folder / entry.path)
+            place = folder / entry.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # No links: onnx-ir refuses weights in a file that has more than one.
+            shutil.copyfile(source / entry.path, place)
     progress.start("writing weights", sum(weight_bytes(model) for model in models.values()))
     graphs = []
     for graph in manifest.graphs:
@@ -74,15 +76,6 @@ def _files(graph: GraphSpec) -> tuple[str, str]:
 
 def _all_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _copy(source: Path, place: Path) -> None:
-    """Links a file, or copies it where the file system has no links."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), place)
-    except OSError:
-        shutil.copyfile(source, place)
 
 
 def _graph_spec(spec: GraphSpec, model: ir.Model, parameter_bytes: int) -> GraphSpec:

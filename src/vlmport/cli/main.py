@@ -20,6 +20,7 @@ from vlmport.cli.export import export_command
 from vlmport.cli.generate import generate_command
 from vlmport.cli.inspect import inspect_command
 from vlmport.cli.parity import parity_command
+from vlmport.cli.quantize import quantize_command
 from vlmport.errors import VlmportError
 
 __all__ = ["app", "main"]
@@ -59,6 +60,7 @@ app = typer.Typer(
 )
 app.command("export", rich_help_panel="From a checkpoint")(export_command)
 app.command("parity", rich_help_panel="From a checkpoint")(parity_command)
+app.command("quantize", rich_help_panel="With a bundle")(quantize_command)
 app.command("generate", rich_help_panel="With a bundle")(generate_command)
 app.command("evaluate", rich_help_panel="With a bundle")(evaluate_command)
 app.command("inspect", rich_help_panel="With a bundle")(inspect_command)

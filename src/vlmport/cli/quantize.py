@@ -1,0 +1,130 @@
+"""`vlmport quantize`: a bundle becomes one of lower precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vlmport.cli.progress import RichProgress
+
+if TYPE_CHECKING:
+    from vlmport.api.quantize_report import QuantizeReport
+
+__all__ = ["quantize_command"]
+
+_Precision = Literal["fp16", "bf16", "int8", "int8-weight-only", "int4"]
+_GraphPrecision = Literal["float", "fp16", "bf16", "int8", "int8-weight-only", "int4"]
+_ONE_GRAPH = "One graph"
+
+
+def quantize_command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that was exported.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    precision: Annotated[
+        _Precision | None, typer.Option(help="Of every graph that is not named below.")
+    ] = None,
+    vision_encoder: Annotated[
+        _GraphPrecision | None, typer.Option(help="Its own.", rich_help_panel=_ONE_GRAPH)
+    ] = None,
+    projector: Annotated[
+        _GraphPrecision | None, typer.Option(help="Its own.", rich_help_panel=_ONE_GRAPH)
+    ] = None,
+    decoder: Annotated[
+        _GraphPrecision | None, typer.Option(help="Its own.", rich_help_panel=_ONE_GRAPH)
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A folder of pictures, or JSON lines with image and prompt; else a default set.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", help="Most of them to run; else all.")
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keeps the calibration; a stopped one goes on where it was."
+        ),
+    ] = None,
+    rounding: Annotated[
+        Literal["nearest", "awq", "gptq", "awq+gptq"],
+        typer.Option(help="Of INT4 weights."),
+    ] = "awq+gptq",
+    block_size: Annotated[
+        Literal["32", "64", "128"], typer.Option(help="INT4 weights that share a scale.")
+    ] = "32",
+    observer: Annotated[
+        Literal["min_max", "percentile", "entropy", "mse"],
+        typer.Option(help="How INT8 activations get their range."),
+    ] = "mse",
+    smoothing: Annotated[
+        float,
+        typer.Option(
+            min=-1,
+            max=1,
+            help="SmoothQuant's alpha, for INT8 activations: 0 to 1, or -1 for none.",
+        ),
+    ] = 0.5,
+    keep_float: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Patterns of modules that stay in float, one a line."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A recipe in JSON in place of the options above."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Turn a [bold]bundle[/bold] into one of lower precision.
+
+    Runs calibration data through the bundle, then rounds weights (INT4,
+    INT8), weights and activations (INT8), or converts the graphs (FP16,
+    BF16) where their values allow it. Whatever fails leaves nothing behind.
+
+    [dim]$[/dim] vlmport quantize [cyan]bundle/ bundle-int8/[/cyan] --precision int8
+    """
+    from vlmport.api.quantize import QuantizeOptions, quantize
+    from vlmport.api.quantize_recipe import RecipeOptions
+    from vlmport.calibration.recipe import ActivationMethod, WeightMethod
+
+    named = {"vision_encoder": vision_encoder, "projector": projector, "decoder": decoder}
+    options = QuantizeOptions(
+        bundle,
+        out,
+        RecipeOptions(
+            precision,
+            tuple((graph, wanted) for graph, wanted in named.items() if wanted is not None),
+            WeightMethod(rounding, int(block_size)),  # type: ignore[arg-type]  # one of the choices
+            ActivationMethod(observer, smoothing=None if smoothing < 0 else smoothing),
+            recipe,
+        ),
+        calibration=calibration,
+        max_samples=samples,
+        state_file=statistics,
+        keep_float=keep_float,
+        overwrite=overwrite,
+    )
+    with RichProgress() as progress:
+        report = quantize(options, progress)
+    _show(report)
+
+
+def _show(report: QuantizeReport) -> None:
+    assert report.manifest.quantization is not None
+    before = {graph.name: graph.parameter_bytes for graph in report.source.graphs}
+    typer.echo(f"{report.bundle}: {report.manifest.quantization.name}")
+    changed = {graph.graph: graph for graph in report.graphs}
+    for graph in report.manifest.graphs:
+        share = graph.parameter_bytes / before[graph.name] if before[graph.name] else 1.0
+        what = "unchanged"
+        if (found := changed.get(graph.name)) is not None:
+            counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
+            compute = "" if found.compute == "keep" else f"; {found.compute}"
+            what = f"layers: {counts or 'none'}{compute}"
+        size = f"{graph.parameter_bytes / 1e6:>8.1f} MB ({share:>6.1%})"
+        typer.echo(f"  {graph.file:<22} {size}  {what}")
+    typer.echo(f"  written in {report.seconds:.1f} s")
