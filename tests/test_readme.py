@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/structure.md", "docs/families/adding.md")
+PAGES = ("README.md", "docs/structure.md", "docs/families/adding.md", "docs/evaluation.md")
 
 
 def text_of(page: str) -> str:
@@ -39,6 +39,9 @@ def test_scripts_can_be_run(script: str) -> None:
 
 def test_the_readme_names_the_two_commands_and_every_verb() -> None:
     readme = text_of("README.md")
-    verbs = [f"vlmport {verb}" for verb in ("export", "parity", "generate", "inspect", "doctor")]
+    verbs = [
+        f"vlmport {verb}"
+        for verb in ("export", "parity", "generate", "evaluate", "inspect", "doctor")
+    ]
     missing = [word for word in ("scripts/demo", "scripts/test", *verbs) if word not in readme]
     assert missing == []

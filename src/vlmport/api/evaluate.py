@@ -137,15 +137,9 @@ def _run(
     bundle_digest = hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
     key = LogKey(bundle_digest, digest, options.max_new_tokens, options.batch, model.backend)
     log = AnswerLog(state_file, key)
-    resumed = sum(place in log.answers for place in range(len(questions)))
     started = time.perf_counter()
     progress.start(f"answer with {folder}", len(questions))
-    for start in range(0, len(questions), options.batch):
-        # The same groups in every run, so that a resumed run answers as an unbroken one.
-        places = range(start, min(start + options.batch, len(questions)))
-        if not all(place in log.answers for place in places):
-            log.add(_ask(model, {place: questions[place] for place in places}, options))
-        progress.advance(len(places))
+    resumed = _answer_all(model, log, questions, options, progress)
     progress.finish()
     answers = _scored(questions, log, options)
     overall, kinds = score_kinds(answers)
@@ -162,6 +156,26 @@ def _run(
         resumed=resumed,
         seconds=time.perf_counter() - started,
     )
+
+
+def _answer_all(
+    model: VisionLanguageModel,
+    log: AnswerLog,
+    questions: Sequence[Question],
+    options: EvaluateOptions,
+    progress: Progress,
+) -> int:
+    """Asks what the log has not; how many answers it had."""
+    resumed = 0
+    for start in range(0, len(questions), options.batch):
+        # The same groups in every run, so that a resumed run answers as an unbroken one.
+        places = range(start, min(start + options.batch, len(questions)))
+        if all(place in log.answers for place in places):
+            resumed += len(places)
+        else:
+            log.add(_ask(model, {place: questions[place] for place in places}, options))
+        progress.advance(len(places))
+    return resumed
 
 
 def _ask(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vlmport.api.progress import Progress
     from vlmport.api.text_windows import TextIds
-    from vlmport.api.token_likelihood import Likelihoods
+    from vlmport.api.token_likelihood import Likelihoods, Predictions
 
 __all__ = [
     "PERPLEXITY_SCHEMA_VERSION",
@@ -166,18 +166,7 @@ def perplexity(options: PerplexityOptions, progress: Progress) -> PerplexityRepo
     progress.start(f"predict {options.text}", sum(len(window) - 1 for window in windows))
     found = predict_windows(models, folders, windows, batch, progress)
     progress.finish()
-    bundles = [
-        _figures(folder, model, likelihoods)
-        for folder, model, likelihoods in zip(folders, models, found.likelihoods, strict=True)
-    ]
-    comparison = None
-    if len(bundles) > 1:
-        comparison = DistributionComparison(
-            rise_percent=100 * math.expm1(bundles[0].mean_nll - bundles[1].mean_nll),
-            mean_kl=found.sum_kl / found.count,
-            max_kl=found.max_kl,
-            top1_agreement=found.same_top / found.count,
-        )
+    bundle, *others = map(_figures, folders, models, found.likelihoods)
     return PerplexityReport(
         schema_version=PERPLEXITY_SCHEMA_VERSION,
         text=str(options.text),
@@ -186,9 +175,9 @@ def perplexity(options: PerplexityOptions, progress: Progress) -> PerplexityRepo
         predicted_tokens=found.count,
         begins_with_bos=ids.bos is not None,
         batch=batch,
-        bundle=bundles[0],
-        against=bundles[1] if len(bundles) > 1 else None,
-        comparison=comparison,
+        bundle=bundle,
+        against=others[0] if others else None,
+        comparison=_compared(bundle, others[0], found) if others else None,
         versions=library_versions(),
         seconds=time.perf_counter() - started,
     )
@@ -230,4 +219,15 @@ def _figures(folder: Path, model: VisionLanguageModel, found: Likelihoods) -> Bu
         perplexity=math.exp(mean),
         mean_nll=mean,
         window_nll=windows,
+    )
+
+
+def _compared(
+    bundle: BundlePerplexity, against: BundlePerplexity, found: Predictions
+) -> DistributionComparison:
+    return DistributionComparison(
+        rise_percent=100 * math.expm1(bundle.mean_nll - against.mean_nll),
+        mean_kl=found.sum_kl / found.count,
+        max_kl=found.max_kl,
+        top1_agreement=found.same_top / found.count,
     )
