@@ -91,7 +91,9 @@ def decoder_values(
     length = len(embeds)
     lengths = {"batch": 1, "sequence_length": length, "capacity": length}
     fed = {
-        port.name: np.zeros([lengths.get(str(dim), dim) for dim in port.shape], port.dtype)
+        port.name: np.zeros(
+            [d if isinstance(d, int) else lengths[d] for d in port.shape], port.dtype
+        )
         for port in load_manifest(bundle).graph("decoder").inputs
     }
     fed["inputs_embeds"][0] = embeds
@@ -141,7 +143,7 @@ def test_image_graphs_see_pixels_and_features(whole: Statistics, trained_bundle:
     pixels = np.concatenate([image.inputs["pixel_values"] for image in prepared])
     of_pixels = whole["vision_encoder"]["pixel_values"]
     assert of_pixels.positions == pixels[:, 0].size
-    np.testing.assert_array_equal(of_pixels.channel_amax, np.abs(pixels).max(axis=(0, 2, 3)))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(of_pixels.channel_amax, np.abs(pixels).max(axis=(0, 2, 3)))
     features = model.run("vision_encoder", {"pixel_values": pixels})["vision_features"]
     of_features = whole["projector"]["vision_features"]
     assert of_features.positions == features[..., 0].size

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_DATA_WARNING", "default_samples"]
+__all__ = ["default_data_warning", "default_samples"]
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_DATA_WARNING = (
+_WARNING = (
     "calibration data: none given, so {photographs} photographs and {drawings} drawings stand in; "
     "a quantized bundle keeps more of its accuracy when it is calibrated on pictures and questions "
     "like those of its users"
@@ -81,7 +81,7 @@ def default_samples(count: int = 64) -> tuple[CalibrationSample, ...]:
     photographs = tuple(_photographs())[:count]
     drawings = count - len(photographs)
     _log.warning(default_data_warning(count))
-    images = (*photographs, *(_drawing(index) for index in range(drawings)))
+    images: list[Path | Image.Image] = [*photographs, *map(_drawing, range(drawings))]
     return tuple(
         CalibrationSample(_name(image, index), (image,), _PROMPTS[index % len(_PROMPTS)])
         for index, image in enumerate(images)
@@ -91,7 +91,7 @@ def default_samples(count: int = 64) -> tuple[CalibrationSample, ...]:
 def default_data_warning(count: int = 64) -> str:
     """What the user is told when `default_samples` stand in for data of theirs."""
     photographs = min(count, len(tuple(_photographs())))
-    return DEFAULT_DATA_WARNING.format(photographs=photographs, drawings=count - photographs)
+    return _WARNING.format(photographs=photographs, drawings=count - photographs)
 
 
 def _name(image: Path | Image.Image, index: int) -> str:
@@ -161,4 +161,5 @@ def _ground(
     else:
         share = generator.random((height, width))
     blended = first + (second - first) * share[..., None]
-    return blended.astype(np.uint8)
+    pixels: NDArray[np.uint8] = blended.astype(np.uint8)
+    return pixels
