@@ -25,7 +25,7 @@ _LEAST_EXPONENT = -100
 _BLOCK = 1 << 20  # elements whose bin indices exist at a time
 # Rows gathered for one product x^T x; decode steps have one row each, and a product with one row
 # reads and writes the whole sum.
-_ROWS = 1024
+_ROWS = 512
 
 
 def merged_probes(probes: Iterable[Probe]) -> tuple[Probe, ...]:

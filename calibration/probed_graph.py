@@ -142,9 +142,7 @@ def _check(graph: str, name: str, known: Mapping[str, ir.Value]) -> None:
     if value is None:
         near = close_matches(name, known)
         near = near if len(near) < 400 else f"{near[:400]}..."
-        msg = (
-            f"{graph}: a probe asks for {name!r}; the graph computes no value of that name; {near}"
-        )
+        msg = f"{graph}: a probe asks for {name!r}, a value that the graph does not compute; {near}"
         raise CalibrationError(msg)
     if value.dtype is not None and not value.dtype.is_floating_point():
         msg = f"{graph}: a probe asks for {name!r}, which is {value.dtype}; expected a float value"

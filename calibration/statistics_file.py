@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["load_statistics", "save_statistics"]
 
 FORMAT = "vlmport statistics 1"
-_DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 _ARRAYS = ("channel_amax", "counts", "second_moment")
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ EVERYTHING = Probe("value", channels=True, histogram=True, second_moment=True)
 
 
 def gathered(
-    batches: list[NDArray[np.float32]], probe: Probe = EVERYTHING, *, flush: bool = False
+    batches: Sequence[NDArray[np.floating[Any]]], probe: Probe = EVERYTHING, *, flush: bool = False
 ) -> ValueStatistics:
     accumulator = ValueAccumulator(probe, "the value")
     for batch in batches:

@@ -31,8 +31,8 @@ def test_statistics_come_back_bit_by_bit(statistics: Statistics, tmp_path: Path)
         before, after = statistics["decoder"]["x"], found["decoder"]["x"]
         for name in ("positions", "minimum", "maximum", "smallest_magnitude"):
             assert getattr(before, name) == getattr(after, name)
-        np.testing.assert_array_equal(before.second_moment, after.second_moment)  # type: ignore[arg-type]
-        np.testing.assert_array_equal(before.channel_amax, after.channel_amax)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(before.second_moment, after.second_moment)
+        np.testing.assert_array_equal(before.channel_amax, after.channel_amax)
         assert before.histogram is not None
         assert after.histogram is not None
         np.testing.assert_array_equal(before.histogram.counts, after.histogram.counts)
@@ -45,7 +45,7 @@ def test_the_file_is_safetensors(statistics: Statistics, tmp_path: Path) -> None
     path = tmp_path / "statistics.safetensors"
     save_statistics(path, statistics, {})
     found = load_file(path)["decoder/x/second_moment"]
-    np.testing.assert_array_equal(found, statistics["decoder"]["x"].second_moment)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, statistics["decoder"]["x"].second_moment)
 
 
 def test_damaged_and_missing_files_are_refused(statistics: Statistics, tmp_path: Path) -> None:

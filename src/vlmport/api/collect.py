@@ -22,7 +22,7 @@ from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime import VisionLanguageModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vlmport.api.progress import Progress
     from vlmport.calibration.probed_graph import ProbedGraph, ProbedValue
@@ -45,6 +45,8 @@ class CollectOptions:
             not repeated; None for nowhere. Further groups of probes (see `collect`) have files of
             the same name with ".2", ".3", .. behind it.
         state_seconds: least time between two writings of that file, which may take hundreds of MB.
+        block_samples: the file is written between blocks of as many samples; their activations
+            enter second moments together, since each time reads and writes the whole sums.
         max_probe_bytes: values that the decoder may give out in one run of a causal prompt.
         max_second_moment_bytes: second moments that are in memory at a time.
         threads: worker threads of each session; None for the cores that this process may use.
@@ -53,6 +55,7 @@ class CollectOptions:
     new_tokens: int = 16
     state_file: Path | None = None
     state_seconds: float = 60.0
+    block_samples: int = 8
     max_probe_bytes: int = 256 * _MIB
     max_second_moment_bytes: int = 1024 * _MIB
     threads: int | None = None
@@ -85,7 +88,8 @@ def collect(
     Raises:
         BundleError: if the bundle is missing or damaged.
         CalibrationError: if a probe, a sample or the state file cannot be used, if activations are
-            not finite (named by PyTorch module and sample), or if a probed value was never computed.
+            not finite (named by PyTorch module and sample), or if a probed value was never
+            computed.
     """
     manifest = load_manifest(bundle)
     verify_files(bundle, manifest, hashes=True)
@@ -102,8 +106,7 @@ def collect(
         groups = _groups(graphs, options.max_second_moment_bytes)
         run = _Run(source, manifest, tokenizer, samples, options, progress)
         run.check(joined)
-        numbers = (options.new_tokens, options.max_probe_bytes, options.max_second_moment_bytes)
-        fits = digests(bundle, joined, samples, numbers)
+        fits = digests(bundle, joined, samples, _numbers(options))
         files = _state_files(options.state_file, len(groups), stack)
         found = [
             run.group(graphs, group, fits, path, f"{index} of {len(groups)}")
@@ -179,14 +182,26 @@ class _Run:
         written = time.monotonic()
         for index, sample in enumerate(self.samples[done:], start=done + 1):
             _ask_one(model, sample, options.new_tokens)
-            for accumulator in _all(accumulators):
-                accumulator.flush()  # so that going on from here gives the same sums
-            is_due = time.monotonic() - written >= options.state_seconds
-            if path is not None and (is_due or index == len(self.samples)):
-                save_state(path, _statistics(accumulators), fits, index)
-                written = time.monotonic()
+            is_last = index == len(self.samples)
+            if is_last or index % options.block_samples == 0:
+                # In every run, saved or not: going on from here must give the same sums.
+                statistics = _statistics(accumulators)
+                is_due = time.monotonic() - written >= options.state_seconds
+                if path is not None and (is_due or is_last):
+                    save_state(path, statistics, fits, index)
+                    written = time.monotonic()
             self.progress.advance(1)
         self.progress.finish()
+
+
+def _numbers(options: CollectOptions) -> tuple[int, ...]:
+    """What of the options the statistics follow from, to the last bit."""
+    return (
+        options.new_tokens,
+        options.block_samples,
+        options.max_probe_bytes,
+        options.max_second_moment_bytes,
+    )
 
 
 def _ask_one(model: VisionLanguageModel, sample: CalibrationSample, new_tokens: int) -> None:
@@ -277,7 +292,3 @@ def _joined(
             )
             raise CalibrationError(msg)
     return joined
-
-
-def _all(accumulators: Accumulators) -> Iterable[ValueAccumulator]:
-    return (one for of_graph in accumulators.values() for one in of_graph.values())

@@ -57,13 +57,29 @@ class _Session:
         """Probed values that the graph computes, in the order of computation."""
         return [value.probe.value for value in self.graph.values if not value.is_input]
 
-    def take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Hands values on; positions of a tile's padding do not count."""
+    def take(self, arrays: Mapping[str, NDArray[Any]], but: frozenset[str] = frozenset()) -> None:
+        """Hands values on, all but those named; positions of a tile's padding do not count."""
         mask = arrays.get("patch_mask")
         for value in self.graph.values:
+            if value.probe.value in but:
+                continue
             array = arrays[value.probe.value]
             valid = None if mask is None else value.valid_positions(array.shape, mask)
             self.accumulators[value.probe.value].update(array, valid)
+
+
+@dataclass(frozen=True, slots=True)
+class _PrefillForm:
+    """How the decoder takes in causal prompts.
+
+    Attributes:
+        piece: tokens that run together.
+        of_last_token: values of the piece's last token alone, such as the head's input; only the
+            last piece's are those of a decoding.
+    """
+
+    piece: int
+    of_last_token: frozenset[str]
 
 
 class ProbedBackend:
@@ -113,7 +129,7 @@ class ProbedBackend:
         if batch != 1:
             raise ValueError(f"batch: found {batch}; activations are collected row by row")
         cache = GrowingCache(self._manifest.kv_layout, batch, max_length)
-        return ProbedDecoding(self, self._session("decoder"), self._manifest, cache, self._piece)
+        return ProbedDecoding(self, self._session("decoder"), self._manifest, cache)
 
     def _session(self, name: str) -> _Session:
         """Opens a graph when it is first needed."""
@@ -127,20 +143,12 @@ class ProbedBackend:
         return self._sessions[name]
 
     @functools.cached_property
-    def _piece(self) -> int:
-        """Tokens of a causal prompt that run together."""
-        room = self._max_probe_bytes // max(self._bytes_per_token(), 1)
-        return min(max(room, 1), _LONGEST_PIECE)
-
-    def _bytes_per_token(self) -> int:
-        """What the decoder gives out for a token: the same in every process, unlike what was seen.
+    def prefill_form(self) -> _PrefillForm:
+        """How prompts run: the same in every process, since it does not follow from the data.
 
         A run on zeros tells it for values whose shape the graph leaves open, too.
         """
-        opened = self._session("decoder")
-        if not opened.given_out:
-            return 0
-        tokens = _MEASURED_TOKENS
+        opened, tokens = self._session("decoder"), _MEASURED_TOKENS
         lengths = {"batch": 1, "sequence_length": tokens, "capacity": tokens}
         fed = {
             port.name: np.zeros(
@@ -150,8 +158,19 @@ class ProbedBackend:
         }
         fed["position_ids"][:] = np.arange(tokens) + self._manifest.attention.first_position
         fed["valid_lengths"][:] = tokens
-        arrays: list[NDArray[Any]] = opened.session.run(opened.given_out, fed)
-        return sum(array.nbytes for array in arrays) // tokens
+        names = opened.given_out
+        arrays = opened.session.run(names, fed) if names else []
+        needed = sum(array.nbytes for array in arrays) // tokens
+        room = self._max_probe_bytes // max(needed, 1)
+        channels = {v.probe.value: v.probe.channel_axis for v in opened.graph.values}
+        return _PrefillForm(
+            piece=min(max(room, 1), _LONGEST_PIECE),
+            of_last_token=frozenset(
+                name
+                for name, array in zip(names, arrays, strict=True)
+                if array.ndim and array.size == array.shape[channels[name]]
+            ),
+        )
 
 
 class ProbedDecoding:
@@ -163,13 +182,11 @@ class ProbedDecoding:
         decoder: _Session,
         manifest: Manifest,
         cache: GrowingCache,
-        piece: int,
     ) -> None:
         self._backend = backend
         self._decoder = decoder
         self._manifest = manifest
         self._cache = cache
-        self._piece = piece
         self._length = 0
         self._past = [port.name for port in manifest.graph("decoder").inputs[4:]]
         self._present = [port.name for port in manifest.graph("decoder").outputs[1:]]
@@ -180,11 +197,11 @@ class ProbedDecoding:
         """Runs the prompt, a causal one in pieces; see `Decoding.prefill`."""
         total = int(lengths[0])
         whole = self._manifest.attention.prompt == "bidirectional"
-        piece = total if whole else self._piece
-        logits = np.empty((1, self._manifest.dimensions.vocab_size), np.float32)
-        for start in range(0, total, piece):
-            logits = self._run(inputs_embeds[:, start : min(start + piece, total)])
-        return logits
+        form = self._backend.prefill_form
+        piece = total if whole else form.piece
+        for start in range(0, total - piece, piece):
+            self._run(inputs_embeds[:, start : start + piece], form.of_last_token)
+        return self._run(inputs_embeds[:, self._length : total])
 
     def step(self, token_ids: NDArray[np.int64], active: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Appends one token; see `Decoding.step`."""
@@ -192,7 +209,9 @@ class ProbedDecoding:
         embeds = self._backend.run("embed_tokens", {"input_ids": token_ids[:, None]})
         return self._run(embeds["inputs_embeds"])
 
-    def _run(self, inputs_embeds: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def _run(
+        self, inputs_embeds: NDArray[np.floating[Any]], but: frozenset[str] = frozenset()
+    ) -> NDArray[np.float32]:
         start, tokens = self._length, inputs_embeds.shape[1]
         self._length += tokens
         self._cache.reserve(self._length, start)
@@ -218,5 +237,5 @@ class ProbedDecoding:
         self._decoder.session.run_with_iobinding(binding)
         given = binding.get_outputs()[: len(probed)]
         arrays = {name: value.numpy() for name, value in zip(probed, given, strict=True)}
-        self._decoder.take({**fed, **arrays, "logits": logits})
+        self._decoder.take({**fed, **arrays, "logits": logits}, but)
         return logits
