@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class AnswerLog:
 def _check_key(header: Mapping[str, object], key: LogKey, path: Path) -> None:
     wanted = dataclasses.asdict(key)
     differing = [
-        f"{name} {header.get(name)!r} (this run: {value!r})"
+        f"{_words(name)} {_brief(header.get(name))} (this run: {_brief(value)})"
         for name, value in wanted.items()
         if header.get(name) != value
     ]
@@ -120,6 +121,17 @@ def _check_key(header: Mapping[str, object], key: LogKey, path: Path) -> None:
             "the same, or choose another file"
         )
         raise InputError(msg)
+
+
+def _words(name: str) -> str:
+    return {"data": "data (questions and pictures)"}.get(name, name)
+
+
+def _brief(value: object) -> str:
+    """Of a digest the beginning, which tells two apart as well."""
+    if isinstance(value, str) and len(value) == 2 * hashlib.sha256().digest_size:
+        return f"{value[:12]}..."
+    return repr(value)
 
 
 def _entry(line: bytes, path: Path, number: int) -> dict[str, object]:
