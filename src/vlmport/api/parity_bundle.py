@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlmport.api.linked_bundle import folder_beside
 from vlmport.api.parity_emulation import EMULATION, emulated_bundle
 from vlmport.api.parity_model import TokensAndText
 from vlmport.export.reference import IMAGE_TOKEN
@@ -41,16 +41,10 @@ def open_bundle(bundle: Path) -> OpenedBundle:
         return OpenedBundle(VisionLanguageModel.load(bundle))
     verify_files(bundle, manifest, hashes=True)
     # The sessions hold what they need of the files; beside the bundle, weights can be linked.
-    with tempfile.TemporaryDirectory(prefix=".vlmport.", dir=_folder_beside(bundle)) as folder:
+    with tempfile.TemporaryDirectory(prefix=".vlmport.", dir=folder_beside(bundle)) as folder:
         emulated_bundle(bundle, Path(folder))
         model = VisionLanguageModel.load(folder, verify=False)
     return OpenedBundle(model, f"{model.backend}, {EMULATION}")
-
-
-def _folder_beside(bundle: Path) -> Path | None:
-    """The folder that the bundle lies in, or None where nothing can be written there."""
-    parent = bundle.resolve().parent
-    return parent if os.access(parent, os.W_OK) else None
 
 
 class OpenedBundle:
@@ -59,6 +53,11 @@ class OpenedBundle:
     def __init__(self, model: VisionLanguageModel, backend: str = "") -> None:
         self._model = model
         self._backend = backend or model.backend
+
+    @property
+    def model(self) -> VisionLanguageModel:
+        """The opened bundle itself."""
+        return self._model
 
     @property
     def backend(self) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlmport.api.parity_summary import answer_totals, shown, summarize, summarize_rounding
@@ -15,9 +14,11 @@ from vlmport.api.tolerances import near_tie_margin
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jinja2 import Template
+
     from vlmport.api.parity_report import CaseReport, ParityReport, Verdict
 
-__all__ = ["report_html"]
+__all__ = ["page_template", "report_html"]
 
 _TEMPLATE = "parity.html.j2"
 _BAR_STYLES: dict[Verdict, str] = {"PASS": "good", "NEAR_TIE": "near", "FAIL": "bad"}
@@ -25,13 +26,8 @@ _BAR_STYLES: dict[Verdict, str] = {"PASS": "good", "NEAR_TIE": "near", "FAIL": "
 
 def report_html(report: ParityReport) -> str:
     """Renders everything in a report; texts of prompts and answers are escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["shown"] = shown
-    source = files("vlmport.api").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     worst = max(report.cases, key=_worst_error, default=None)
-    return environment.from_string(source).render(
+    return page_template(_TEMPLATE).render(
         report=report,
         rows=summarize(report),
         totals=answer_totals(report),
@@ -47,6 +43,19 @@ def report_html(report: ParityReport) -> str:
             for case in report.cases
         ],
     )
+
+
+def page_template(name: str) -> Template:
+    """A template of this package; it may include others, and knows the filter `shown`."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=PackageLoader("vlmport", "api"),
+    )
+    environment.filters["shown"] = shown
+    return environment.get_template(name)
 
 
 def _worst_error(case: CaseReport) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlmport.api.agreement import Agreement
     from vlmport.api.layer_groups import LayerGroup
     from vlmport.api.progress import Progress
-    from vlmport.api.reference_answers import ReferenceAnswer
+    from vlmport.api.reference_answers import GreedyAnswer
     from vlmport.api.variants import OpenVariant
 
 __all__ = [
@@ -71,7 +71,7 @@ class FloatBudget:
 def rank_layers(
     groups: Sequence[LayerGroup],
     quantized_variant: OpenVariant,
-    answers: Sequence[ReferenceAnswer],
+    answers: Sequence[GreedyAnswer],
     progress: Progress,
 ) -> tuple[GroupDamage, ...]:
     """Quantizes each group alone and sorts by what that does to the answers, the worst first.
@@ -145,7 +145,7 @@ def fewest_in_float(
 def lost_percent_without(
     groups: Sequence[LayerGroup],
     quantized_variant: OpenVariant,
-    answers: Sequence[ReferenceAnswer],
+    answers: Sequence[GreedyAnswer],
     progress: Progress,
 ) -> Callable[[Sequence[LayerGroup]], float]:
     """What `fewest_in_float` measures with: all groups but the kept ones quantized together.

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlmport.errors import close_matches
 
-__all__ = ["TOLERANCES", "Tolerance", "near_tie_margin", "tolerance_for"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = [
+    "QUANTIZED_TOLERANCES",
+    "TOLERANCES",
+    "QuantizedTolerance",
+    "Tolerance",
+    "near_tie_margin",
+    "quantized_tolerances",
+    "tolerance_for",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +146,94 @@ def near_tie_margin(logits_limit: float) -> float:
         logits_limit: largest max_abs of the logits that passes.
     """
     return 2 * logits_limit
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTolerance:
+    """How far a bundle whose layers have integer weights may be from PyTorch in float32.
+
+    Attributes:
+        quantity: "kl_mean" (nats), "top1_agreement" (share of next tokens), "image_graph_snr"
+            (decibels, of each graph before the decoder on PyTorch's input of it) or "layer_snr"
+            (decibels without gains, of each layer beside the float bundle's).
+        format: of the layers.
+        limit: the greatest kl_mean that passes, the least of the others.
+        reason: why this number.
+    """
+
+    quantity: Literal["kl_mean", "top1_agreement", "image_graph_snr", "layer_snr"]
+    format: str
+    limit: float
+    reason: str
+
+
+# Measured on the four trained checkpoints with the built-in cases, quantizers of the plainest kind
+# (round to nearest; min-max for activations; no migration, no compensation), largest of the four:
+#                      mean KL   top-1 differs   lowest SNR of an image graph / of a layer
+#   int8-weight-only   6.5e-4    2 %             35 dB / 35 dB
+#   int8               7.6e-3    8 %             31 dB / 24 dB
+#   int4, block 32     2.9e-2    12 %            18 dB / 16 dB
+# One layer's scales doubled (int8-weight-only): 4.7e-3 to 0.5 for each layer of a decoder, and 6 dB
+# or less for the layer itself.
+_KL = (
+    "the divergence of next-token distributions from PyTorch's in float32 is what rounding weights "
+    "costs, whatever the size of the logits. The plainest quantizer was measured at up to {} "
+    "on four trained models; the limit is about 5 times that. {}"
+)
+_TOP1 = (
+    "a near tie of two tokens falls either way under rounding, and the answers of a comparison "
+    "have few tokens: up to {} of them changed on four trained models. Less than the limit would "
+    "be another model"
+)
+_GRAPH = (
+    "the graphs before the decoder on PyTorch's own input: {} dB or more were measured with the "
+    "plainest quantizer; at the limit the noise has {} of the signal's amplitude, as from a layer "
+    "whose scale is wrong"
+)
+_LAYER = (
+    "a layer of both bundles, each channel freed of its gain, which a quantizer may move into the "
+    "next layer; {} dB or more were measured with the plainest quantizer. Only with --against"
+)
+
+QUANTIZED_TOLERANCES = (
+    QuantizedTolerance(
+        "kl_mean",
+        "int8-weight-only",
+        3e-3,
+        _KL.format("6.5e-4", "Doubling one decoder layer's scales costs 4.7e-3 or more"),
+    ),
+    QuantizedTolerance("top1_agreement", "int8-weight-only", 0.85, _TOP1.format("2 %")),
+    QuantizedTolerance("image_graph_snr", "int8-weight-only", 22.0, _GRAPH.format(35, "8 %")),
+    QuantizedTolerance("layer_snr", "int8-weight-only", 22.0, _LAYER.format(35)),
+    QuantizedTolerance(
+        "kl_mean",
+        "int8",
+        4e-2,
+        _KL.format("7.6e-3", "Smaller damage of one layer shows layer by layer, with --against"),
+    ),
+    QuantizedTolerance("top1_agreement", "int8", 0.8, _TOP1.format("8 %")),
+    QuantizedTolerance("image_graph_snr", "int8", 14.0, _GRAPH.format(31, "20 %")),
+    QuantizedTolerance("layer_snr", "int8", 10.0, _LAYER.format(24)),
+    QuantizedTolerance(
+        "kl_mean",
+        "int4",
+        0.15,
+        _KL.format("2.9e-2", "Smaller damage of one layer shows layer by layer, with --against"),
+    ),
+    QuantizedTolerance("top1_agreement", "int4", 0.7, _TOP1.format("12 %")),
+    QuantizedTolerance("image_graph_snr", "int4", 10.0, _GRAPH.format(18, "32 %")),
+    QuantizedTolerance("layer_snr", "int4", 10.0, _LAYER.format(16)),
+)
+
+
+def quantized_tolerances(formats: Collection[str]) -> tuple[QuantizedTolerance, ...]:
+    """The rows for a bundle: those of the coarsest format that any of its layers has.
+
+    Raises:
+        ValueError: if the table knows none of the formats.
+    """
+    for coarsest in ("int4", "int8", "int8-weight-only"):
+        if coarsest in formats:
+            return tuple(row for row in QUANTIZED_TOLERANCES if row.format == coarsest)
+    msg = f"tolerance: found none for layers in {', '.join(sorted(formats)) or 'no format'}"
+    raise ValueError(msg)
