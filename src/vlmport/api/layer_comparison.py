@@ -146,8 +146,8 @@ def _check_same_graphs(
     ]
     if ports[0] != ports[1] or float_manifest.dimensions != manifest.dimensions:
         msg = (
-            f"{bundle}: its graphs have other ports or sizes than those of {float_bundle}; expected "
-            "the bundle that it was quantized from"
+            f"{bundle}: its graphs have other ports or sizes than those of {float_bundle}; "
+            "expected the bundle that it was quantized from"
         )
         raise ParityError(msg)
 

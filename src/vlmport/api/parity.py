@@ -121,8 +121,8 @@ def _check_is_float(options: ParityOptions, manifest: Manifest) -> None:
     quantization = manifest.quantization
     if quantization is not None and quantization.has_integer_layers:
         msg = (
-            f"{options.bundle}: its layers have integer weights ({quantization.name}), for which no "
-            "number equals PyTorch's; compare it by vlmport.api.quantized_parity"
+            f"{options.bundle}: its layers have integer weights ({quantization.name}), for which "
+            "no number equals PyTorch's; compare it by vlmport.api.quantized_parity"
         )
         raise ParityError(msg)
     if options.against is not None:

@@ -150,9 +150,8 @@ def histogram_plot(edges: Sequence[float], counts: Sequence[int], rule: Rule, *,
     low, high = math.log10(edges[0]), math.log10(edges[-1])
     slots = len(counts)
     most = math.log10(max(*counts, 1)) + 0.3
-    parts = [
-        f'<line class="grid" x1="{LEFT}" x2="{place_x(1):.1f}" y1="{place_y(0):.1f}" y2="{place_y(0):.1f}"/>'
-    ]
+    floor = f"{place_y(0):.1f}"
+    parts = [f'<line class="grid" x1="{LEFT}" x2="{place_x(1):.1f}" y1="{floor}" y2="{floor}"/>']
     for exponent in range(int(most) + 1):
         y = place_y((exponent + 0.3) / (most + 0.3))
         parts.append(

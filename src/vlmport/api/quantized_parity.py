@@ -110,8 +110,8 @@ def _check_against(against: Path, bundle: Path, manifest: Manifest) -> None:
         raise ParityError(msg)
     if float_manifest.source.files != manifest.source.files:
         msg = (
-            f"{against}: was made from the checkpoint {float_manifest.source.name!r}, {bundle} from "
-            f"other files ({manifest.source.name!r}); give the bundle that it was quantized from"
+            f"{against}: was made from the checkpoint {float_manifest.source.name!r}, "
+            f"{bundle} from other files ({manifest.source.name!r}); give the bundle that it was quantized from"
         )
         raise ParityError(msg)
 

@@ -30,8 +30,8 @@ def print_quantized_report(report: QuantizedReport, console: Console) -> None:
             line = f"not compared  {missing}: the quantized graph has no value of that name"
             console.print(Text(line, style="yellow"), soft_wrap=True)
     for finding in report.findings:
-        line = Text.assemble(("FAIL", _STYLES["FAIL"]), f"  {finding.message}")
-        console.print(line, soft_wrap=True)
+        fault = Text.assemble(("FAIL", _STYLES["FAIL"]), f"  {finding.message}")
+        console.print(fault, soft_wrap=True)
     for reason in report.skipped:
         console.print(Text(f"skipped  {reason}", style="dim"), soft_wrap=True)
     agreement = report.quantized.agreement

@@ -24,7 +24,13 @@ __all__ = [
 QUANTIZED_REPORT_SCHEMA_VERSION = 1
 
 QuantizedCheck = Literal[
-    "preprocessing", "prompt_tokens", "image_graph_snr", "kl_mean", "top1_agreement", "layer_snr"
+    "preprocessing",
+    "prompt_tokens",
+    "image_graph_snr",
+    "kl_mean",
+    "logits_snr",
+    "top1_agreement",
+    "layer_snr",
 ]
 
 

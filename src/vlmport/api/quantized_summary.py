@@ -34,7 +34,7 @@ class FigureRow:
 
 def figure_rows(report: QuantizedReport) -> list[FigureRow]:
     """All figures, in the order of the data's way through the model."""
-    limits = {row.quantity: row for row in report.tolerances}
+    limits: dict[str, QuantizedTolerance] = {row.quantity: row for row in report.tolerances}
     quantized = _figures(report.quantized)
     beside = _figures(report.float_bundle) if report.float_bundle else {}
     bad = _missed(report.quantized, limits)
@@ -89,6 +89,9 @@ def _figures(figures: BundleFigures) -> dict[str, str]:
         "mean rank of PyTorch's token": f"{agreement.rank_mean:.2f}",
         "largest rank": str(agreement.rank_max),
         "mean logit difference": _number(agreement.logit_error),
+        "signal-to-noise of logits": decibels(
+            agreement.logits_snr_db, nonfinite=agreement.nonfinite_steps
+        ),
         "answers equal": f"{agreement.answers_equal:.1%}",
         "size of all files": f"{figures.bytes / 1e6:.1f} MB",
     }
@@ -107,6 +110,8 @@ def _limit(name: str, limits: dict[str, QuantizedTolerance]) -> str:
         return f"at most {limits['kl_mean'].limit:g}"
     if name == "likeliest token equal":
         return f"at least {limits['top1_agreement'].limit:.0%}"
+    if name == "signal-to-noise of logits":
+        return f"at least {limits['logits_snr'].limit:g} dB"
     if ": " in name:
         return f"at least {limits['image_graph_snr'].limit:g} dB"
     return ""
@@ -119,6 +124,9 @@ def _missed(figures: BundleFigures, limits: dict[str, QuantizedTolerance]) -> se
         missed.add("mean KL of next tokens")
     if agreement.top1_agreement < limits["top1_agreement"].limit:
         missed.add("likeliest token equal")
+    logits = agreement.logits_snr_db
+    if agreement.nonfinite_steps or (logits is not None and logits < limits["logits_snr"].limit):
+        missed.add("signal-to-noise of logits")
     for one in figures.graphs:
         ratio = one.signal.snr_db
         if one.signal.nonfinite or (ratio is not None and ratio < limits["image_graph_snr"].limit):

@@ -51,11 +51,15 @@ def input_findings(
         for name in sorted({*arrays, *expected}):
             fault = _difference(arrays.get(name), expected.get(name))
             if fault:
-                message = (
-                    f"preprocessing, case {case.name!r}, {name}: {fault}; expected no difference"
-                )
+                message = f"preprocessing, case {case.name!r}, {name}: {fault}; expected none"
                 findings.append(QuantizedFinding("preprocessing", message))
     return findings
+
+
+# Rounding to 4 bits was measured to leave the median gain of every layer within 3 % of 1; moved
+# scales differ from channel to channel by more than the spread.
+_MOST_GAIN = 1.33
+_MOST_SPREAD = 1.5
 
 
 def findings_of(
@@ -75,10 +79,15 @@ def findings_of(
         fault = f"{agreement.nonfinite_steps} have NaN or Inf among their logits"
         findings.append(QuantizedFinding("kl_mean", f"{subject}: {fault}; expected finite ones"))
     elif agreement.kl_mean > kl.limit:
-        fault = (
-            f"mean divergence {agreement.kl_mean:.3g} nats; tolerance {kl.limit:g} ({kl.format})"
-        )
+        fault = f"mean KL {agreement.kl_mean:.3g} nats; tolerance {kl.limit:g} ({kl.format})"
         findings.append(QuantizedFinding("kl_mean", f"{subject}: {fault}"))
+    logits = limits["logits_snr"]
+    if agreement.logits_snr_db is not None and agreement.logits_snr_db < logits.limit:
+        fault = (
+            f"signal-to-noise ratio of the logits {agreement.logits_snr_db:.1f} dB; tolerance "
+            f"{logits.limit:g} dB ({logits.format})"
+        )
+        findings.append(QuantizedFinding("logits_snr", f"{subject}: {fault}"))
     if agreement.top1_agreement < top1.limit:
         fault = (
             f"{agreement.top1_agreement:.1%} have PyTorch's likeliest token; "
@@ -112,12 +121,28 @@ def layer_findings(
 def _layer_fault(signal: Signal, row: QuantizedTolerance) -> str | None:
     if signal.nonfinite:
         return f"{signal.nonfinite} values are NaN or Inf; expected finite ones"
+    if _has_wrong_scale(signal):
+        return (
+            f"its channels are {signal.gain:.3g} times those of the float bundle, all alike; "
+            "expected 1: a scale is wrong"
+        )
     if signal.gain_free_snr_db is not None and signal.gain_free_snr_db < row.limit:
         return (
             f"signal-to-noise ratio {signal.gain_free_snr_db:.1f} dB without gains; tolerance "
             f"{row.limit:g} dB ({row.format})"
         )
     return None
+
+
+def _has_wrong_scale(signal: Signal) -> bool:
+    """Whether all channels have one and the same gain that is not 1.
+
+    A quantizer that moves scales into the next layer gives each channel another one.
+    """
+    if signal.gain is None or signal.gain_spread is None:
+        return signal.gain is not None and signal.gain <= 0
+    off = max(signal.gain, 1.0 / signal.gain) if signal.gain > 0 else float("inf")
+    return off > _MOST_GAIN and signal.gain_spread < _MOST_SPREAD
 
 
 def _graph_findings(graph: GraphSignal, row: QuantizedTolerance) -> list[QuantizedFinding]:

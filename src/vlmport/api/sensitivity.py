@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vlmport.api.progress import SilentProgress
@@ -186,7 +187,7 @@ def _halve(most: int, budget_percent: float, loses: Callable[[int], float]) -> i
 
 def _is_monotone(lost: Mapping[int, float]) -> bool:
     percents = [lost[count] for count in sorted(lost)]
-    return all(fewer >= more for fewer, more in zip(percents, percents[1:], strict=False))
+    return all(fewer >= more for fewer, more in pairwise(percents))
 
 
 def _all_but(
