@@ -55,7 +55,12 @@ def answers(bundle: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("precision", "decoder_share", "stays_equal"),
-    [("int8", 0.27, 0.9), ("int8-weight-only", 0.27, 0.9), ("int4", 0.16, 0.8), ("fp16", 0.51, 1.0)],
+    [
+        ("int8", 0.27, 0.9),
+        ("int8-weight-only", 0.27, 0.9),
+        ("int4", 0.16, 0.8),
+        ("fp16", 0.51, 1.0),
+    ],
 )
 def test_answers_of_each_precision(
     quantize: Quantize,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vlmport.api.signal_noise import decibels_of
 from vlmport.errors import ParityError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class StepAgreement:
         top5_overlap: share of the reference's five likeliest tokens among the tested model's five.
         rank: place of the reference's likeliest token in the tested model's order; 1 is the first.
         logit_error: mean |difference| of the logits; None as `kl`.
+        logit_signal: sum of the squares of the reference's logits less their mean, which changes no
+            distribution.
+        logit_noise: sum of the squares of the differences less their mean; None as `kl`.
     """
 
     kl: float | None
@@ -37,6 +41,8 @@ class StepAgreement:
     top5_overlap: float
     rank: int
     logit_error: float | None
+    logit_signal: float
+    logit_noise: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,8 @@ class Agreement:
         rank_mean: mean of `StepAgreement.rank`.
         rank_max: the largest.
         logit_error: mean of `StepAgreement.logit_error`, None as `kl_mean`.
+        logits_snr_db: signal-to-noise ratio of all logits less each step's mean, in decibels; None
+            if they are equal, or as `kl_mean`.
         answers_equal: share of the questions that both answer with the same tokens, each decoding
             greedily by itself.
         first_differences: for each question the step at which the answers part, None if nowhere.
@@ -96,6 +104,7 @@ class Agreement:
     rank_mean: float
     rank_max: int
     logit_error: float | None
+    logits_snr_db: float | None
     answers_equal: float
     first_differences: tuple[int | None, ...]
 
@@ -135,7 +144,7 @@ def compare_step(
         raise ParityError(msg)
     if not np.isfinite(ours).all():
         # It predicts nothing: as wrong as can be.
-        return StepAgreement(None, False, 0.0, ours.size, None)
+        return StepAgreement(None, False, 0.0, ours.size, None, _power(theirs), None)
     log_p, log_q = _log_softmax(theirs), _log_softmax(ours)
     choice = int(theirs.argmax())
     top = min(_TOP, ours.size)
@@ -147,6 +156,8 @@ def compare_step(
         top5_overlap=len(both) / top,
         rank=1 + int(np.count_nonzero(ours > ours[choice])),
         logit_error=float(np.abs(ours - theirs).mean()),
+        logit_signal=_power(theirs),
+        logit_noise=_power(ours - theirs),
     )
 
 
@@ -174,6 +185,7 @@ def sum_agreement(answers: Iterable[AnswerAgreement]) -> Agreement:
         rank_mean=sums.rank / count,
         rank_max=sums.rank_max,
         logit_error=sums.logit_error / count if finite else None,
+        logits_snr_db=decibels_of(sums.signal, sums.noise) if finite else None,
         answers_equal=sums.first_differences.count(None) / len(sums.first_differences),
         first_differences=tuple(sums.first_differences),
     )
@@ -182,7 +194,7 @@ def sum_agreement(answers: Iterable[AnswerAgreement]) -> Agreement:
 class _Sums:
     def __init__(self) -> None:
         self.steps = self.nonfinite_steps = self.top1 = self.rank = self.rank_max = 0
-        self.kl = self.kl_max = self.top5 = self.logit_error = 0.0
+        self.kl = self.kl_max = self.top5 = self.logit_error = self.signal = self.noise = 0.0
         self.first_differences: list[int | None] = []
 
     def add(self, answer: AnswerAgreement) -> None:
@@ -192,12 +204,14 @@ class _Sums:
             self.top5 += step.top5_overlap
             self.rank += step.rank
             self.rank_max = max(self.rank_max, step.rank)
-            if step.kl is None or step.logit_error is None:
+            if step.kl is None or step.logit_error is None or step.logit_noise is None:
                 self.nonfinite_steps += 1
                 continue
             self.kl += step.kl
             self.kl_max = max(self.kl_max, step.kl)
             self.logit_error += step.logit_error
+            self.signal += step.logit_signal
+            self.noise += step.logit_noise
         self.first_differences.append(answer.first_difference)
 
 
@@ -205,6 +219,10 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max()
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return result
+
+
+def _power(logits: NDArray[np.float64]) -> float:
+    return float(np.square(logits - logits.mean()).sum())
 
 
 def _largest(logits: NDArray[np.float64], count: int) -> NDArray[np.intp]:

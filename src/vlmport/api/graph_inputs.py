@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vlmport.api.reference_answers import ReferenceAnswer
+    from vlmport.api.reference_answers import GreedyAnswer
     from vlmport.runtime import VisionLanguageModel
 
 __all__ = ["GraphInputs"]
@@ -36,7 +36,7 @@ class GraphInputs:
         self._decode_steps = decode_steps
 
     def run(
-        self, graph: str, session: Any, values: Sequence[str], answer: ReferenceAnswer
+        self, graph: str, session: Any, values: Sequence[str], answer: GreedyAnswer
     ) -> Iterator[tuple[_Feed, _Feed]]:
         """Runs a graph wherever an answer passes through it.
 
@@ -56,7 +56,7 @@ class GraphInputs:
             for feed in self._image_inputs(graph, answer):
                 yield feed, _run(session, values, feed)
 
-    def _image_inputs(self, graph: str, answer: ReferenceAnswer) -> Iterator[_Feed]:
+    def _image_inputs(self, graph: str, answer: GreedyAnswer) -> Iterator[_Feed]:
         graphs = self._model.manifest.image_graphs
         wanted = [port.name for port in self._model.manifest.graph(graph).inputs]
         for image in answer.request.images:
@@ -67,7 +67,7 @@ class GraphInputs:
                 yield {name: arrays[name] for name in wanted}
 
     def _run_decoder(
-        self, session: Any, values: Sequence[str], answer: ReferenceAnswer
+        self, session: Any, values: Sequence[str], answer: GreedyAnswer
     ) -> Iterator[tuple[_Feed, _Feed]]:
         manifest = self._model.manifest
         ports = manifest.graph("decoder")

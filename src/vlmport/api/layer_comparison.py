@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from vlmport.api.graph_inputs import GraphInputs
-from vlmport.api.linked_bundle import linked_weights, save_beside_links
+from vlmport.api.linked_bundle import changed_graph
 from vlmport.api.signal_noise import Signal, SignalSums
 from vlmport.calibration.layers import find_layers
 from vlmport.errors import ParityError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlmport.api.progress import Progress
-    from vlmport.api.reference_answers import ReferenceAnswer
+    from vlmport.api.reference_answers import GreedyAnswer
     from vlmport.calibration.layers import Layer
     from vlmport.contract import Manifest
     from vlmport.runtime import VisionLanguageModel
@@ -82,7 +82,7 @@ def compare_layers(
     float_bundle: Path,
     bundle: Path,
     model: VisionLanguageModel,
-    answers: Sequence[ReferenceAnswer],
+    answers: Sequence[GreedyAnswer],
     progress: Progress,
     *,
     decode_steps: int = 4,
@@ -106,20 +106,18 @@ def compare_layers(
     inputs = GraphInputs(model, decode_steps)
     layers: list[LayerError] = []
     missing: list[str] = []
-    with linked_weights(float_bundle) as float_links, linked_weights(bundle) as links:
-        sides = _Side(float_bundle, float_links, manifests[0]), _Side(bundle, links, manifests[1])
-        for graph in (spec.name for spec in manifests[0].graphs):
-            probes, lost = _probes(graph, *sides)
-            missing += lost
-            for part in _parts(probes):
-                layers += _compare_part(graph, part, sides, inputs, answers, progress)
+    sides = _Side(float_bundle, manifests[0]), _Side(bundle, manifests[1])
+    for graph in (spec.name for spec in manifests[0].graphs):
+        probes, lost = _probes(graph, *sides)
+        missing += lost
+        for part in _parts(probes):
+            layers += _compare_part(graph, part, sides, inputs, answers, progress)
     return LayerTable(tuple(layers), tuple(missing), len(answers), decode_steps)
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
     bundle: Path
-    links: Path
     manifest: Manifest
 
     def load(self, graph: str) -> ir.Model:
@@ -132,10 +130,8 @@ class _Side:
         for value in _values(model).values():
             if value.name in values and value.name not in outputs:
                 model.graph.outputs.append(value)
-        path = self.links / self.manifest.graph(graph).file
-        path.unlink(missing_ok=True)
-        save_beside_links(model, path)
-        return open_session(path, None, self.manifest.precision)
+        with changed_graph(self.bundle, model) as path:
+            return open_session(path, None, self.manifest.precision)
 
 
 def _check_same_graphs(
@@ -150,8 +146,8 @@ def _check_same_graphs(
     ]
     if ports[0] != ports[1] or float_manifest.dimensions != manifest.dimensions:
         msg = (
-            f"{bundle}: its graphs have other ports or sizes than those of {float_bundle}; expected "
-            "the bundle that it was quantized from"
+            f"{bundle}: its graphs have other ports or sizes than those of {float_bundle}; "
+            "expected the bundle that it was quantized from"
         )
         raise ParityError(msg)
 
@@ -191,7 +187,7 @@ def _compare_part(
     probes: Sequence[_Probe],
     sides: tuple[_Side, _Side],
     inputs: GraphInputs,
-    answers: Sequence[ReferenceAnswer],
+    answers: Sequence[GreedyAnswer],
     progress: Progress,
 ) -> list[LayerError]:
     names = [probe.value for probe in probes]

@@ -1,4 +1,4 @@
-"""Graphs that are changed for a while, beside links to the weights that they share with a bundle."""
+"""Graphs that are changed for a while and read the weights of a bundle that stays as it is."""
 
 from __future__ import annotations
 
@@ -14,25 +14,37 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["folder_beside", "link_file", "linked_weights", "save_beside_links"]
+__all__ = ["changed_graph", "folder_beside", "link_file"]
 
 # Below this a tensor lies in the graph's own file, as a bundle's graphs have it.
 _SMALL_BYTES = 1024
 
 
 @contextlib.contextmanager
-def linked_weights(bundle: Path) -> Iterator[Path]:
-    """A temporary folder with links to a bundle's weights, for graphs that read them.
+def changed_graph(bundle: Path, model: ir.Model) -> Iterator[Path]:
+    """A graph as a file, with links to the weights that it shares with a bundle; then it is gone.
 
-    It lies beside the bundle if that place can be written, where links cost nothing.
+    A session that was opened in the block holds what it needs. The links must not stay: onnx_ir 1.1
+    refuses to read weights from a file with more than one name ("hard link attack").
+
+    Args:
+        bundle: folder of the bundle.
+        model: its initializers are external tensors of the bundle, or new ones, which go into a
+            file of their own: a graph's own file holds at most 2 GiB. The model is changed.
+
+    Yields:
+        Path of the graph.
     """
     with tempfile.TemporaryDirectory(prefix=".vlmport.", dir=folder_beside(bundle)) as name:
         folder = Path(name)
-        for source in sorted(bundle.rglob("*.data")):
-            place = folder / source.relative_to(bundle)
+        _write_changed(model, folder)
+        for location, source in _shared_files(model, folder).items():
+            place = folder / location
             place.parent.mkdir(parents=True, exist_ok=True)
             link_file(source, place)
-        yield folder
+        path = folder / "graph.onnx"
+        ir.save(model, path)
+        yield path
 
 
 def folder_beside(bundle: Path) -> Path | None:
@@ -47,30 +59,33 @@ def folder_beside(bundle: Path) -> Path | None:
 def link_file(source: Path, place: Path) -> None:
     """Links a file, or copies it where the file system has no links."""
     try:
-        os.link(source.resolve(), place)
+        os.link(source, place)
     except OSError:
         shutil.copyfile(source, place)
 
 
-def save_beside_links(model: ir.Model, path: Path) -> None:
-    """Writes a graph; weights that it shares with the bundle are not written again.
-
-    Args:
-        model: its initializers are external tensors of the bundle, or new ones, which go into a
-            file of their own: a graph's own file holds at most 2 GiB. The model is changed.
-        path: in a folder of `linked_weights`, in the place that the bundle's graph has.
-    """
-    values = [
-        value
+def _write_changed(model: ir.Model, folder: Path) -> None:
+    """Before there are links: tensors that are computed when asked read the bundle's weights."""
+    changed = [
+        (value, value.const_value)
         for value in model.graph.initializers.values()
         if value.const_value is not None
         and not isinstance(value.const_value, ir.ExternalTensor)
         and value.const_value.nbytes >= _SMALL_BYTES
     ]
-    tensors = [value.const_value for value in values if value.const_value is not None]
     written = ir.external_data.convert_tensors_to_external(
-        tensors, path.parent, f"{path.name}.changed.data"
+        [tensor for _, tensor in changed], folder, "changed.data"
     )
-    for value, tensor in zip(values, written, strict=True):
+    for (value, _), tensor in zip(changed, written, strict=True):
         value.const_value = tensor
-    ir.save(model, path)
+
+
+def _shared_files(model: ir.Model, folder: Path) -> dict[str, Path]:
+    """Place relative to the graph -> file, of the weights that lie elsewhere."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    paths = {
+        str(one.location): Path(one.path).resolve()
+        for one in tensors
+        if isinstance(one, ir.ExternalTensor)
+    }
+    return {place: path for place, path in paths.items() if path.parent != folder.resolve()}

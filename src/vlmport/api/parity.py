@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from vlmport.api.progress import Progress
     from vlmport.contract import FileEntry, Manifest
 
-__all__ = ["ParityOptions", "check_source", "compare", "make_report", "parity", "select_cases"]
+__all__ = [
+    "ParityOptions",
+    "check_source",
+    "compare",
+    "make_report",
+    "parity",
+    "select_cases",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,8 @@ class ParityOptions:
         prompt: one user turn; None for built-in ones.
         max_new_tokens: tokens to compare in each answer, unless it ends before.
         family_file: Python file that defines one more family; it is run.
+        against: folder of the float bundle that a quantized one was made from; only
+            `vlmport.api.quantized_parity` takes it.
     """
 
     checkpoint: Path
@@ -51,13 +60,15 @@ class ParityOptions:
     prompt: str | None = None
     max_new_tokens: int = 64
     family_file: Path | None = None
+    against: Path | None = None
 
 
 def parity(options: ParityOptions, progress: Progress) -> ParityReport:
     """Compares a bundle with the PyTorch model of its checkpoint.
 
     Raises:
-        ParityError: if the bundle was made from another checkpoint, or has room for no case.
+        ParityError: if the bundle was made from another checkpoint, has room for no case, or has
+            integer weights, which `vlmport.api.quantized_parity` compares.
         InputError: if an image or an option cannot be used.
         BundleError: if the bundle cannot be opened.
         CheckpointError: if the checkpoint cannot be opened.
@@ -72,6 +83,7 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
         msg = f"max_new_tokens: found {options.max_new_tokens}; expected 1 or more"
         raise InputError(msg)
     manifest = load_manifest(options.bundle)
+    _check_is_float(options, manifest)
     check_source(options.checkpoint, options.bundle, manifest, progress)
     progress.start("opening the bundle")
     model = open_bundle(options.bundle)
@@ -98,6 +110,22 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
     )
     report = make_report(options, manifest, reports, backend=model.backend, skipped=skipped)
     return replace(report, seconds=time.perf_counter() - started)
+
+
+def _check_is_float(options: ParityOptions, manifest: Manifest) -> None:
+    quantization = manifest.quantization
+    if quantization is not None and quantization.has_integer_layers:
+        msg = (
+            f"{options.bundle}: its layers have integer weights ({quantization.name}), for which "
+            "no number equals PyTorch's; compare it by vlmport.api.quantized_parity"
+        )
+        raise ParityError(msg)
+    if options.against is not None:
+        msg = (
+            f"against: found {options.against} for {options.bundle}, which has no integer weights; "
+            "expected it beside a bundle of `vlmport quantize`; leave it out"
+        )
+        raise ParityError(msg)
 
 
 def check_source(checkpoint: Path, bundle: Path, manifest: Manifest, progress: Progress) -> None:

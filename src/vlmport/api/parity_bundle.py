@@ -55,6 +55,11 @@ class OpenedBundle:
         self._backend = backend or model.backend
 
     @property
+    def model(self) -> VisionLanguageModel:
+        """The opened bundle itself."""
+        return self._model
+
+    @property
     def backend(self) -> str:
         """What computes the graphs, and how if not as the bundle says."""
         return self._backend

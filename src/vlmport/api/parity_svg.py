@@ -11,17 +11,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "LEFT",
+    "TOP",
     "Rule",
     "Series",
     "bar_plot",
     "histogram_plot",
     "line_plot",
+    "place_x",
+    "place_y",
+    "rule_line",
     "svg_frame",
     "svg_text",
 ]
 
 _WIDTH, _HEIGHT = 560, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 36
+LEFT, _RIGHT, TOP, _BOTTOM = 52, 12, 14, 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def line_plot(series: Sequence[Series], rule: Rule, *, title: str, least: int = 
     last = max((x for one in series for x, _ in one.points), default=0)
     parts = [_y_grid(axis), _x_labels(last)]
     parts += [_line(one, axis, last) for one in series]
-    parts.append(_rule(_y(axis.fraction(rule.value)), rule.label))
+    parts.append(rule_line(place_y(axis.fraction(rule.value)), rule.label))
     return svg_frame(title, parts)
 
 
@@ -109,7 +114,7 @@ def bar_plot(rows: Sequence[tuple[str, float | None, str, str]], *, title: str) 
     axis = _LogAxis.around([1e-4, 5.0, *(row[1] or 1.0 for row in rows)], -6)
     axis = _LogAxis(axis.low, min(axis.high, 6))
     left, right, pitch = 120, _WIDTH - 110, 30
-    height = _TOP + pitch * len(rows) + _BOTTOM
+    height = TOP + pitch * len(rows) + _BOTTOM
 
     def place(value: float) -> float:
         return left + axis.fraction(value) * (right - left)
@@ -118,11 +123,11 @@ def bar_plot(rows: Sequence[tuple[str, float | None, str, str]], *, title: str) 
     for exponent in axis.ticks():
         x = place(10.0**exponent)
         parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height - 30}"/>'
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - 30}"/>'
         )
         parts.append(svg_text(x, height - 16, _power(exponent), "middle"))
     for index, (label, ratio, words, style) in enumerate(rows):
-        middle = _TOP + pitch * index + pitch / 2
+        middle = TOP + pitch * index + pitch / 2
         end = left if ratio is None else place(ratio)
         width = 0.0 if ratio is None else max(2.0, end - left)
         parts.append(svg_text(left - 10, middle + 4, label, "end", "name"))
@@ -145,39 +150,38 @@ def histogram_plot(edges: Sequence[float], counts: Sequence[int], rule: Rule, *,
     low, high = math.log10(edges[0]), math.log10(edges[-1])
     slots = len(counts)
     most = math.log10(max(*counts, 1)) + 0.3
-    parts = [
-        f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{_y(0):.1f}" y2="{_y(0):.1f}"/>'
-    ]
+    floor = f"{place_y(0):.1f}"
+    parts = [f'<line class="grid" x1="{LEFT}" x2="{place_x(1):.1f}" y1="{floor}" y2="{floor}"/>']
     for exponent in range(int(most) + 1):
-        y = _y((exponent + 0.3) / (most + 0.3))
+        y = place_y((exponent + 0.3) / (most + 0.3))
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="grid" x1="{LEFT}" x2="{place_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(svg_text(_LEFT - 6, y + 4, _power(exponent), "end"))
-    width = (_x(1) - _LEFT) / slots
+        parts.append(svg_text(LEFT - 6, y + 4, _power(exponent), "end"))
+    width = (place_x(1) - LEFT) / slots
     for index, count in enumerate(counts):
         if not count:
             continue
-        top = _y((math.log10(count) + 0.3) / (most + 0.3))
+        top = place_y((math.log10(count) + 0.3) / (most + 0.3))
         style = "bad" if index and edges[index - 1] >= rule.value else "good"
         parts.append(
-            f'<rect class="bar {style}" x="{_LEFT + index * width + 0.5:.1f}" y="{top:.1f}" '
-            f'width="{width - 1:.1f}" height="{_y(0) - top:.1f}">'
+            f'<rect class="bar {style}" x="{LEFT + index * width + 0.5:.1f}" y="{top:.1f}" '
+            f'width="{width - 1:.1f}" height="{place_y(0) - top:.1f}">'
             f"<title>{_bin_name(edges, index)}: {count}</title></rect>"
         )
 
     def place(value: float) -> float:
-        return _LEFT + width * (1 + (math.log10(value) - low) / (high - low) * (slots - 2))
+        return LEFT + width * (1 + (math.log10(value) - low) / (high - low) * (slots - 2))
 
     parts += [
         svg_text(place(10.0**exponent), _HEIGHT - 20, _power(exponent), "middle")
         for exponent in range(round(low) + 1, round(high) + 1, 2)
     ]
-    parts.append(svg_text(_LEFT, _HEIGHT - 20, "0", "start"))
-    parts.append(svg_text(_x(1), _HEIGHT - 4, "|bundle - PyTorch| of a logit", "end"))
+    parts.append(svg_text(LEFT, _HEIGHT - 20, "0", "start"))
+    parts.append(svg_text(place_x(1), _HEIGHT - 4, "|bundle - PyTorch| of a logit", "end"))
     x = place(rule.value)
-    parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_y(0):.1f}"/>')
-    parts.append(svg_text(x + 5, _TOP + 8, rule.label, "start", "limit"))
+    parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{place_y(0):.1f}"/>')
+    parts.append(svg_text(x + 5, TOP + 8, rule.label, "start", "limit"))
     return svg_frame(title, parts)
 
 
@@ -189,22 +193,24 @@ def _bin_name(edges: Sequence[float], index: int) -> str:
     return f"{edges[index - 1]:.1e} to {edges[index]:.1e}"
 
 
-def _x(fraction: float) -> float:
-    return _LEFT + fraction * (_WIDTH - _LEFT - _RIGHT)
+def place_x(fraction: float) -> float:
+    """Where a fraction of the x axis lies."""
+    return LEFT + fraction * (_WIDTH - LEFT - _RIGHT)
 
 
-def _y(fraction: float) -> float:
-    return _TOP + (1 - fraction) * (_HEIGHT - _TOP - _BOTTOM)
+def place_y(fraction: float) -> float:
+    """Where a fraction of the y axis lies; SVG counts downwards."""
+    return TOP + (1 - fraction) * (_HEIGHT - TOP - _BOTTOM)
 
 
 def _y_grid(axis: _LogAxis) -> str:
     parts = []
     for exponent in axis.ticks():
-        y = _y(axis.fraction(10.0**exponent))
+        y = place_y(axis.fraction(10.0**exponent))
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="grid" x1="{LEFT}" x2="{place_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(svg_text(_LEFT - 6, y + 4, axis.name(exponent), "end"))
+        parts.append(svg_text(LEFT - 6, y + 4, axis.name(exponent), "end"))
     return "".join(parts)
 
 
@@ -212,10 +218,10 @@ def _x_labels(last: int) -> str:
     pitch = max(1, math.ceil(last / 8 / 4) * 4) if last > 8 else 1
     marks = [*range(0, last + 1, pitch)]
     parts = [
-        svg_text(_x(mark / last if last else 0.5), _HEIGHT - 20, str(mark), "middle")
+        svg_text(place_x(mark / last if last else 0.5), _HEIGHT - 20, str(mark), "middle")
         for mark in marks
     ]
-    return "".join([*parts, svg_text(_x(1), _HEIGHT - 4, "generated step", "end")])
+    return "".join([*parts, svg_text(place_x(1), _HEIGHT - 4, "generated step", "end")])
 
 
 def _line(series: Series, axis: _LogAxis, last: int) -> str:
@@ -223,14 +229,14 @@ def _line(series: Series, axis: _LogAxis, last: int) -> str:
     marks: list[str] = []
     runs: list[list[str]] = [[]]
     for step, value in series.points:
-        x = _x(step / last if last else 0.5)
+        x = place_x(step / last if last else 0.5)
         hint = f"<title>{escape(series.label)}, step {step}: "
         if value is None:
             runs.append([])
-            cross = f"M{x - 4:.1f} {_TOP}l8 8m0 -8l-8 8"
+            cross = f"M{x - 4:.1f} {TOP}l8 8m0 -8l-8 8"
             marks.append(f'<path class="cross" d="{cross}">{hint}no number</title></path>')
             continue
-        y = _y(axis.fraction(value))
+        y = place_y(axis.fraction(value))
         runs[-1].append(f"{x:.1f},{y:.1f}")
         dot = f'<circle class="{series.style}" cx="{x:.1f}" cy="{y:.1f}" r="2">'
         marks.append(f"{dot}{hint}{value:.3g}</title></circle>")
@@ -238,13 +244,14 @@ def _line(series: Series, axis: _LogAxis, last: int) -> str:
     return "".join([*lines, *marks])
 
 
-def _rule(y: float, label: str) -> str:
-    line = f'<line class="rule" x1="{_LEFT}" x2="{_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    return line + svg_text(_x(1), y - 5 if y > _TOP + 16 else y + 13, label, "end", "limit")
+def rule_line(y: float, label: str) -> str:
+    """A horizontal line at a limit."""
+    line = f'<line class="rule" x1="{LEFT}" x2="{place_x(1):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return line + svg_text(place_x(1), y - 5 if y > TOP + 16 else y + 13, label, "end", "limit")
 
 
 def svg_text(x: float, y: float, words: str, anchor: str, style: str = "tick") -> str:
-    """A piece of text; `anchor` says which part of it lies at x."""
+    """Words at a place; anchor is "start", "middle" or "end"."""
     return (
         f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
         f"{escape(words)}</text>"
@@ -256,7 +263,7 @@ def _power(exponent: int) -> str:
 
 
 def svg_frame(title: str, parts: Sequence[str], height: float = _HEIGHT) -> str:
-    """Puts a plot's parts together; `title` is told to screen readers."""
+    """The whole plot."""
     body = "".join(parts)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'

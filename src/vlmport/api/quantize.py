@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from vlmport.api.bundle_folder import check_target, new_bundle
 from vlmport.api.collect import CollectOptions, collect
-
 from vlmport.api.quantize_graphs import (
     first_probes,
     open_graphs,

@@ -105,9 +105,7 @@ def smooth(works: Mapping[str, GraphWork], statistics: Statistics) -> bool:
         if work.is_smoothed:
             layers = find_layers(work.model)
             method = work.recipe.activations
-            changed |= bool(
-                smooth_(work.model, layers, work.formats, method, statistics[name])
-            )
+            changed |= bool(smooth_(work.model, layers, work.formats, method, statistics[name]))
     return changed
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlmport.runtime import Request, VisionLanguageModel
 
 __all__ = [
-    "ReferenceAnswer",
+    "GreedyAnswer",
     "ask_reference",
     "keep_answer",
     "measure_agreement",
@@ -34,7 +34,7 @@ _NO_TEXT = "(no text: its logits hold NaN or Inf)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ReferenceAnswer:
+class GreedyAnswer:
     """A greedy answer of the model that others are held against.
 
     Attributes:
@@ -60,7 +60,7 @@ def ask_reference(
     progress: Progress,
     *,
     max_new_tokens: int = 32,
-) -> tuple[ReferenceAnswer, ...]:
+) -> tuple[GreedyAnswer, ...]:
     """Asks a model all questions, one at a time, greedily.
 
     Args:
@@ -96,16 +96,16 @@ def keep_answer(
     token_ids: Sequence[int],
     logits: NDArray[np.float32],
     text: str,
-) -> ReferenceAnswer:
+) -> GreedyAnswer:
     """Moves an answer's logits, float32 [generated_tokens, vocab_size], into a file."""
     path = folder / f"logits{len(list(folder.iterdir()))}.npy"
     np.save(path, logits)
     kept: NDArray[np.float32] = np.load(path, mmap_mode="r")
-    return ReferenceAnswer(name, request, tuple(map(int, token_ids)), kept, text)
+    return GreedyAnswer(name, request, tuple(map(int, token_ids)), kept, text)
 
 
 def measure_agreement(
-    answers: Sequence[ReferenceAnswer], model: VisionLanguageModel, progress: Progress
+    answers: Sequence[GreedyAnswer], model: VisionLanguageModel, progress: Progress
 ) -> Agreement:
     """Leads a model along the reference's answers and sums up how far its next tokens are off.
 
@@ -121,7 +121,7 @@ def measure_agreement(
 
 
 def measure_answers(
-    answers: Sequence[ReferenceAnswer], model: VisionLanguageModel, progress: Progress
+    answers: Sequence[GreedyAnswer], model: VisionLanguageModel, progress: Progress
 ) -> tuple[AnswerAgreement, ...]:
     """As `measure_agreement`, question by question, with the text of each differing answer."""
     progress.start("comparing next tokens", len(answers))
@@ -138,7 +138,7 @@ def measure_answers(
 
 
 def _led(
-    answers: Sequence[ReferenceAnswer], model: VisionLanguageModel, progress: Progress
+    answers: Sequence[GreedyAnswer], model: VisionLanguageModel, progress: Progress
 ) -> Iterator[AnswerAgreement]:
     suppressed = model.manifest.generation.suppressed_token_ids
     for answer in answers:

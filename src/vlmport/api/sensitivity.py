@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vlmport.api.progress import SilentProgress
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from vlmport.api.agreement import Agreement
     from vlmport.api.layer_groups import LayerGroup
     from vlmport.api.progress import Progress
-    from vlmport.api.reference_answers import ReferenceAnswer
+    from vlmport.api.reference_answers import GreedyAnswer
     from vlmport.api.variants import OpenVariant
 
 __all__ = [
@@ -71,7 +72,7 @@ class FloatBudget:
 def rank_layers(
     groups: Sequence[LayerGroup],
     quantized_variant: OpenVariant,
-    answers: Sequence[ReferenceAnswer],
+    answers: Sequence[GreedyAnswer],
     progress: Progress,
 ) -> tuple[GroupDamage, ...]:
     """Quantizes each group alone and sorts by what that does to the answers, the worst first.
@@ -145,7 +146,7 @@ def fewest_in_float(
 def lost_percent_without(
     groups: Sequence[LayerGroup],
     quantized_variant: OpenVariant,
-    answers: Sequence[ReferenceAnswer],
+    answers: Sequence[GreedyAnswer],
     progress: Progress,
 ) -> Callable[[Sequence[LayerGroup]], float]:
     """What `fewest_in_float` measures with: all groups but the kept ones quantized together.
@@ -186,7 +187,7 @@ def _halve(most: int, budget_percent: float, loses: Callable[[int], float]) -> i
 
 def _is_monotone(lost: Mapping[int, float]) -> bool:
     percents = [lost[count] for count in sorted(lost)]
-    return all(fewer >= more for fewer, more in zip(percents, percents[1:], strict=False))
+    return all(fewer >= more for fewer, more in pairwise(percents))
 
 
 def _all_but(

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Signal", "SignalSums"]
+__all__ = ["Signal", "SignalSums", "decibels_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,10 @@ class Signal:
             brings it closest to x. It is far above `snr_db` where a quantizer has moved a scale of
             the channels from here into the next layer, which changes no answer, and also where a
             layer's scale is simply wrong. None as `snr_db`.
+        gain: median over the channels of sum x y / sum x^2, by which y is larger than x; noise that
+            x knows nothing of leaves it at 1. None as `cosine`, or if x is all zeros.
+        gain_spread: 90th over 10th percentile of the channels' gains; 1 if all are alike. None as
+            `gain`, or if some are not positive.
         cosine: of all elements as one vector; 1 if both are all zeros, 0 if one is; None if y
             holds NaN or Inf.
         max_abs: largest |x - y|; None if y holds NaN or Inf.
@@ -35,6 +39,8 @@ class Signal:
 
     snr_db: float | None
     gain_free_snr_db: float | None
+    gain: float | None
+    gain_spread: float | None
     cosine: float | None
     max_abs: float | None
     reference_max_abs: float
@@ -87,12 +93,10 @@ class SignalSums:
 
     def signal(self) -> Signal:
         """What the sums say so far."""
-        if self._nonfinite or self._sums is None:
-            largest = None if self._nonfinite else 0.0
-            cosine = None if self._nonfinite else 1.0
-            return self._signal(None, None, cosine, largest)
-        if not self._max_abs:
-            return self._signal(None, None, 1.0, 0.0)
+        if self._nonfinite:
+            return self._signal((None, None), (None, None), None, None)
+        if self._sums is None or not self._max_abs:
+            return self._signal((None, None), (1.0, 1.0), 1.0, 0.0)
         xx, yy, xy, noise = self._sums
         # |x - g y|^2 is least at g = xy / yy, where it is xx - xy^2 / yy.
         left = np.where(yy > 0, xx - np.square(xy) / np.where(yy > 0, yy, 1.0), xx)
@@ -100,22 +104,27 @@ class SignalSums:
         norms = math.sqrt(total_x) * math.sqrt(total_y)
         cosine = float(xy.sum()) / norms if norms else float(total_x == total_y)
         return self._signal(
-            _decibels(total_x, float(noise.sum())),
-            _decibels(total_x, max(0.0, float(left.sum()))),
+            (
+                decibels_of(total_x, float(noise.sum())),
+                decibels_of(total_x, max(0.0, float(left.sum()))),
+            ),
+            _gain(xx, xy),
             min(1.0, max(-1.0, cosine)),
             self._max_abs,
         )
 
     def _signal(
         self,
-        snr_db: float | None,
-        gain_free_snr_db: float | None,
+        ratios: tuple[float | None, float | None],
+        gains: tuple[float | None, float | None],
         cosine: float | None,
         max_abs: float | None,
     ) -> Signal:
         return Signal(
-            snr_db=snr_db,
-            gain_free_snr_db=gain_free_snr_db,
+            snr_db=ratios[0],
+            gain_free_snr_db=ratios[1],
+            gain=gains[0],
+            gain_spread=gains[1],
             cosine=cosine,
             max_abs=max_abs,
             reference_max_abs=self._reference_max_abs,
@@ -130,8 +139,17 @@ def _pairs(
     return (x, x), (y, y), (x, y), (error, error)
 
 
-def _decibels(signal: float, noise: float) -> float | None:
-    """10 log10(signal / noise); None without noise, the lowest float's -3000 dB without signal."""
+def _gain(xx: NDArray[np.float64], xy: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Median and spread of the gains of the channels that are not silent."""
+    gains = xy[xx > 0] / xx[xx > 0]
+    if not gains.size:
+        return None, None
+    low, median, high = (float(value) for value in np.quantile(gains, (0.1, 0.5, 0.9)))
+    return median, high / low if low > 0 else None
+
+
+def decibels_of(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise) in decibels; None without noise, -3000 without signal."""
     if noise <= 0.0:
         return None
     return 10.0 * math.log10(signal / noise) if signal > 0.0 else -3000.0

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlmport.errors import close_matches
 
-__all__ = ["TOLERANCES", "Tolerance", "near_tie_margin", "tolerance_for"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = [
+    "QUANTIZED_TOLERANCES",
+    "TOLERANCES",
+    "QuantizedTolerance",
+    "Tolerance",
+    "near_tie_margin",
+    "quantized_tolerances",
+    "tolerance_for",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +146,89 @@ def near_tie_margin(logits_limit: float) -> float:
         logits_limit: largest max_abs of the logits that passes.
     """
     return 2 * logits_limit
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTolerance:
+    """How far a bundle whose layers have integer weights may be from PyTorch in float32.
+
+    Attributes:
+        quantity: "kl_mean" (nats), "top1_agreement" (share of next tokens), "logits_snr"
+            (decibels), "image_graph_snr" (decibels, of each graph before the decoder on PyTorch's
+            input of it) or "layer_snr" (decibels without gains, of each layer beside the float
+            bundle's).
+        format: of the layers.
+        limit: the greatest kl_mean that passes, the least of the others.
+        reason: why this number.
+    """
+
+    quantity: Literal["kl_mean", "top1_agreement", "logits_snr", "image_graph_snr", "layer_snr"]
+    format: str
+    limit: float
+    reason: str
+
+
+# Measured with the built-in cases and quantizers of the plainest kind: round to nearest, min-max
+# for activations; nothing is migrated or compensated. Worst of the four trained checkpoints, then
+# SmolLM2-135M behind an untrained vision tower, which has to go on from pictures of noise:
+#                        mean KL          other top-1    SNR in dB of
+#                                                        logits    image graphs  layers
+#   int8-weight-only     6.5e-4, 7.0e-3   2 %,  3 %      44, 30    35, 35        35, 21
+#   int8                 7.6e-3, 0.75     8 %, 43 %      30, 4     31, 32        24, 2
+#   int4, block 32       2.9e-2, 0.46     12 %, 33 %     21, 10    18, 15        17, 3.5
+# The second of int8 is a model that min-max breaks, as it should be told. One layer's scales
+# doubled (int8-weight-only): logits at 7 to 23 dB for all layers of the decoder but the
+# head, there 0; an image graph at 0 to 11 dB for all layers before it.
+_KL = (
+    "what rounding weights costs the distributions of next tokens, whatever the size of the logits;"
+    " it grows with the model's own doubt. Measured with the plainest quantizer at up to {} on "
+    "trained checkpoints and {} on a language model that has to go on from noise"
+)
+_TOP1 = (
+    "near ties of two tokens fall either way under rounding, and a comparison has few tokens: up to"
+    " {} changed with the plainest quantizer. A lower share would be another model"
+)
+_LOGITS = (
+    "does not hang on the model's doubt as the divergence does: {} dB or more were measured with "
+    "the plainest quantizer, and 0 to 23 dB where one layer's scale is twice what it should be"
+)
+_GRAPH = (
+    "the graphs before the decoder on PyTorch's own input: {} dB or more were measured with the "
+    "plainest quantizer, 0 to 11 dB where one layer's scale is twice what it should be"
+)
+_LAYER = (
+    "a layer of both bundles, each channel freed of its gain, which a quantizer may move into the "
+    "next layer; {} dB or more were measured with the plainest quantizer, and 2 dB where it breaks "
+    "a model. A gain that all channels share is a fault whatever the noise. Only with --against"
+)
+
+QUANTIZED_TOLERANCES = (
+    QuantizedTolerance("kl_mean", "int8-weight-only", 0.02, _KL.format("6.5e-4", "7.0e-3")),
+    QuantizedTolerance("top1_agreement", "int8-weight-only", 0.85, _TOP1.format("3 %")),
+    QuantizedTolerance("logits_snr", "int8-weight-only", 24.0, _LOGITS.format(30)),
+    QuantizedTolerance("image_graph_snr", "int8-weight-only", 22.0, _GRAPH.format(35)),
+    QuantizedTolerance("layer_snr", "int8-weight-only", 12.0, _LAYER.format(21)),
+    QuantizedTolerance("kl_mean", "int8", 0.2, _KL.format("7.6e-3", "(broken by min-max) 0.75")),
+    QuantizedTolerance("top1_agreement", "int8", 0.75, _TOP1.format("8 %")),
+    QuantizedTolerance("logits_snr", "int8", 10.0, _LOGITS.format(30)),
+    QuantizedTolerance("image_graph_snr", "int8", 14.0, _GRAPH.format(31)),
+    QuantizedTolerance("layer_snr", "int8", 3.0, _LAYER.format(24)),
+    QuantizedTolerance("kl_mean", "int4", 1.0, _KL.format("2.9e-2", "0.46")),
+    QuantizedTolerance("top1_agreement", "int4", 0.5, _TOP1.format("33 %")),
+    QuantizedTolerance("logits_snr", "int4", 8.0, _LOGITS.format(10)),
+    QuantizedTolerance("image_graph_snr", "int4", 11.0, _GRAPH.format(15)),
+    QuantizedTolerance("layer_snr", "int4", 2.0, _LAYER.format(3.5)),
+)
+
+
+def quantized_tolerances(formats: Collection[str]) -> tuple[QuantizedTolerance, ...]:
+    """The rows for a bundle: those of the coarsest format that any of its layers has.
+
+    Raises:
+        ValueError: if the table knows none of the formats.
+    """
+    for coarsest in ("int4", "int8", "int8-weight-only"):
+        if coarsest in formats:
+            return tuple(row for row in QUANTIZED_TOLERANCES if row.format == coarsest)
+    msg = f"tolerance: found none for layers in {', '.join(sorted(formats)) or 'no format'}"
+    raise ValueError(msg)

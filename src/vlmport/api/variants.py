@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeAlias
 
-from vlmport.api.linked_bundle import linked_weights, save_beside_links
+from vlmport.api.linked_bundle import changed_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,10 +45,7 @@ def variants_of(bundle: Path, model: VisionLanguageModel, make_variant: MakeVari
         for graph, names in layers.items():
             if not names:
                 continue
-            # A session holds what it needs of its files, so the folder can go at once.
-            with linked_weights(bundle) as folder:
-                path = folder / model.manifest.graph(graph).file
-                save_beside_links(make_variant(graph, names), path)
+            with changed_graph(bundle, make_variant(graph, names)) as path:
                 variant = variant.with_graph(graph, path)
         yield variant
 

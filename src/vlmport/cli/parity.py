@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmport.cli.progress import RichProgress
 from vlmport.cli.report_files import check_is_writable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from vlmport.api.parity import ParityOptions
 
 __all__ = ["parity_command"]
 
@@ -32,6 +39,13 @@ def parity_command(
     html_file: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the report with plots.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FLOAT_BUNDLE",
+            help="What a quantized bundle was made from: adds its figures, and layer by layer.",
+        ),
+    ] = None,
     family_file: Annotated[
         Path | None,
         typer.Option(
@@ -45,24 +59,57 @@ def parity_command(
     the greedy tokens. The verdict is [green]PASS[/green], [yellow]NEAR_TIE[/yellow] (tokens part
     where PyTorch itself is undecided) or [red]FAIL[/red]; only FAIL exits with 1.
 
+    A bundle whose layers have integer weights is compared with PyTorch in float32
+    by the distributions of the next token instead of number by number.
+
     [dim]$[/dim] vlmport parity [cyan]checkpoint/ bundle/[/cyan] --html report.html
     """
     for file in (json_file, html_file):
         check_is_writable(file)
-    from rich.console import Console
-
-    from vlmport.api.parity import ParityOptions, parity
-    from vlmport.api.parity_render import print_report, report_html, report_json
+    from vlmport.api.parity import ParityOptions
+    from vlmport.api.quantized_parity import has_integer_layers
 
     options = ParityOptions(
-        checkpoint, bundle, tuple(image or ()), prompt, max_new_tokens, family_file
+        checkpoint, bundle, tuple(image or ()), prompt, max_new_tokens, family_file, against
     )
+    show = _show_quantized if has_integer_layers(bundle) else _show
+    verdict = show(options, json_file, html_file)
+    raise typer.Exit(1 if verdict == "FAIL" else 0)
+
+
+def _show(options: ParityOptions, json_file: Path | None, html_file: Path | None) -> str:
+    from vlmport.api.parity import parity
+    from vlmport.api.parity_render import print_report, report_html, report_json
+
     with RichProgress() as progress:
         report = parity(options, progress)
+    print_report(report, _console())
+    _write(json_file, lambda: report_json(report))
+    _write(html_file, lambda: report_html(report))
+    return report.verdict
+
+
+def _show_quantized(options: ParityOptions, json_file: Path | None, html_file: Path | None) -> str:
+    from vlmport.api.quantized_html import quantized_report_html
+    from vlmport.api.quantized_parity import quantized_parity
+    from vlmport.api.quantized_render import print_quantized_report
+    from vlmport.api.quantized_report import quantized_report_json
+
+    with RichProgress() as progress:
+        report = quantized_parity(options, progress)
+    print_quantized_report(report, _console())
+    _write(json_file, lambda: quantized_report_json(report))
+    _write(html_file, lambda: quantized_report_html(report))
+    return report.verdict
+
+
+def _console() -> Console:
+    from rich.console import Console
+
     # Without a terminal rich assumes 80 columns, which would cut numbers off in a log.
-    print_report(report, Console(width=None if sys.stdout.isatty() else 120))
-    if json_file is not None:
-        json_file.write_text(report_json(report), encoding="utf-8")
-    if html_file is not None:
-        html_file.write_text(report_html(report), encoding="utf-8")
-    raise typer.Exit(1 if report.verdict == "FAIL" else 0)
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _write(file: Path | None, content: Callable[[], str]) -> None:
+    if file is not None:
+        file.write_text(content(), encoding="utf-8")
