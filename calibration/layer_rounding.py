@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vlmport.calibration.gptq import compensated, error_feedback, output_error
+from vlmport.calibration.descent import descended
+from vlmport.calibration.gptq import compensated, damped, error_feedback, output_error
 from vlmport.calibration.rounding import (
     IntegerRange,
     QuantizedWeight,
@@ -35,7 +36,7 @@ class WeightForm:
     Attributes:
         limits: the integers.
         block_size: input channels that share a scale; all of them for one per output channel.
-        rounding: "nearest" or "gptq".
+        rounding: "nearest", or "gptq", whose result is improved by coordinate descent.
         weighted: whether scales are chosen for the output's error rather than the weight's, where
             a second moment is there.
     """
@@ -141,7 +142,8 @@ class Rounder:
         self._feedback = None
         self._importance = None
         if form.rounding == "gptq" and second_moment is not None:
-            self._feedback = error_feedback(second_moment)
+            self._damped = damped(second_moment)
+            self._feedback = error_feedback(self._damped)
         elif form.weighted and second_moment is not None:
             self._importance = np.ascontiguousarray(np.diagonal(second_moment))
 
@@ -152,7 +154,8 @@ class Rounder:
             return round_to_nearest(
                 weight, form.block_size, form.limits, self._dtype, self._importance
             )
-        return compensated(weight, self._feedback, form.block_size, form.limits, self._dtype)
+        start = compensated(weight, self._feedback, form.block_size, form.limits, self._dtype)
+        return descended(weight, start, self._damped, form.limits)
 
     def measured(self, weight: NDArray[np.float32], errors: RoundingErrors) -> QuantizedWeight:
         """The same, adds up the errors, and takes nearest integers for channels that win by it."""

@@ -135,9 +135,7 @@ class _Plan:
 
 def _plan(layer: Layer, asked: LayerFormat, method: WeightMethod) -> _Plan:
     if layer.operator == "Conv":
-        return _Plan(
-            "float", None, "", "a convolution with an integer weight has no fused kernel"
-        )
+        return _Plan("float", None, "", "a convolution with an integer weight has no fused kernel")
     size = block_size_for(layer.in_channels, method.block_size)
     if asked == "int4" and size is not None:
         form = WeightForm(
