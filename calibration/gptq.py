@@ -13,15 +13,23 @@ if TYPE_CHECKING:
 
     from vlmport.calibration.rounding import IntegerRange
 
-__all__ = ["compensated", "error_feedback", "output_error"]
+__all__ = ["compensated", "damped", "error_feedback", "output_error"]
 
 # Share of the mean of the second moment's diagonal that is added to the diagonal (Frantar et al.
 # 2022, section 3.3, step 3).
 DAMPING = 0.01
 
 
+def damped(second_moment: NDArray[np.float32], damping: float = DAMPING) -> NDArray[np.float32]:
+    """The second moment with a share of its diagonal's mean added to the diagonal; a new array."""
+    result = second_moment.copy()
+    mean = float(np.diagonal(second_moment).mean(dtype=np.float64))
+    result[np.diag_indices_from(result)] += np.float32(mean * damping)
+    return result
+
+
 def error_feedback(
-    second_moment: NDArray[np.float32], damping: float = DAMPING
+    second_moment: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Factors H = M diag(d) M^T with a unit upper triangular M.
 
@@ -34,17 +42,14 @@ def error_feedback(
     algorithm 1) without the inverse (Chee et al. 2023, "QuIP", theorem 6).
 
     Args:
-        second_moment: float32 [in_channels, in_channels], a sum of x x^T; not all zero.
-        damping: share of the diagonal's mean that is added to the diagonal.
+        second_moment: float32 [in_channels, in_channels], H, positive definite (damped).
 
     Returns:
         M, float32 [in_channels, in_channels], and d, float32 [in_channels].
     """
-    damped = second_moment.astype(np.float64)
-    diagonal = np.diagonal(damped).mean() * damping
-    damped[np.diag_indices_from(damped)] += diagonal
     # Both axes turned round, the lower factor of LAPACK becomes an upper one.
-    factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    turned = second_moment[::-1, ::-1].astype(np.float64)
+    factor = np.linalg.cholesky(turned)[::-1, ::-1]
     roots = np.diagonal(factor).copy()
     return (factor / roots).astype(np.float32), np.square(roots).astype(np.float32)
 

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from vlmport.calibration.gptq import compensated, error_feedback, output_error
-from vlmport.calibration.rounding import (
-    INT4,
-    INT8,
-    IntegerRange,
-    QuantizedWeight,
-    dequantize,
-    round_to_nearest,
-)
+from vlmport.calibration.awq import scaled_moment, search_scale
+from vlmport.calibration.layer_rounding import Rounder, WeightForm, round_layer, some_channels
+from vlmport.calibration.migration import find_migrations, migrate_
+from vlmport.calibration.rounding import INT4, INT8
 from vlmport.errors import CalibrationError
 from vlmport.graphs.passes.dequantize_weight import dequantize_weight_
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import NDArray
 
+    from vlmport.calibration.awq import SearchedScale
     from vlmport.calibration.layers import Layer
+    from vlmport.calibration.migration import Migration
     from vlmport.calibration.recipe import LayerFormat, WeightMethod
+    from vlmport.calibration.rounding import QuantizedWeight
     from vlmport.calibration.statistics import GraphStatistics
     from vlmport.export.stream import ByteProgress
 
 __all__ = ["QuantizedLayer", "block_size_for", "quantize_weights_"]
 
-Rounding = Literal["nearest", "gptq"]
-# Output channels that are worked on at once: 4096 x 16384 input channels are 256 MiB of float32.
-_COLUMNS = 4096
+# Output channels of a layer on which scales are searched; all behave alike, and a search over all
+# would cost ten times the rounding itself.
+_SEARCH_CHANNELS = 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +42,17 @@ class QuantizedLayer:
     Attributes:
         layer: its name.
         format: what it is now.
-        rounding: how its weight was rounded; "" if it stayed float.
+        rounding: how its weight was rounded: "nearest", "awq", "gptq" or "awq+gptq"; "" if it
+            stayed float.
         block_size: input channels that share a scale; None for a scale per output channel.
         float_bytes: bytes of the float weight.
         bytes: bytes of what replaced it, scales included.
-        weight_snr_db: energy of the weights over that of their rounding errors, dB.
+        weight_snr_db: energy of the weights over that of their rounding errors, dB; None if there
+            are none.
         nearest_error: norm of the output's error over that of the output on the calibration data
-            if each weight is rounded for itself; None without a second moment.
+            if each weight (scaled, for "awq") is rounded for itself; None without a second moment.
         output_error: the same as the layer is now.
+        scale_exponent: by which "awq" scaled its input's channels; None if it could not.
         note: why the format or the block size is not what was asked; "" if it is.
     """
 
@@ -64,6 +65,7 @@ class QuantizedLayer:
     weight_snr_db: float | None = None
     nearest_error: float | None = None
     output_error: float | None = None
+    scale_exponent: float | None = None
     note: str = ""
 
 
@@ -85,9 +87,12 @@ def quantize_weights_(
 ) -> tuple[QuantizedLayer, ...]:
     """Quantizes the layers of formats "int8-weight-only" and "int4" in place.
 
+    "awq" scales inputs of "int4" layers, so statistics of these values, and of caches that hold
+    them, are no longer true afterwards.
+
     Args:
         model: the graph's model; its weights may lie in a file.
-        layers: those of `find_layers`.
+        layers: those of `find_layers`, all of them.
         formats: layer name -> format; layers of other formats stay as they are.
         method: how to round.
         statistics: of the layers' inputs; with second moments for "awq" and "gptq", may be empty
@@ -101,180 +106,134 @@ def quantize_weights_(
         CalibrationError: if a weight is not finite, or the method needs a second moment that was
             not collected or is not finite.
     """
+    asked = [layer for layer in layers if formats[layer.name] in ("int8-weight-only", "int4")]
+    plans = {layer.name: _plan(layer, formats[layer.name], method) for layer in asked}
+    moments = {layer.name: _second_moment(layer, plans[layer.name], statistics) for layer in asked}
+    scales: dict[str, SearchedScale] = {}
+    if "awq" in method.rounding:
+        scales = _scale_inputs(model, layers, formats, plans, moments, statistics)
     results: list[QuantizedLayer] = []
-    for layer in layers:
-        if formats[layer.name] in ("int8-weight-only", "int4"):
-            results.append(_quantize(model, layer, formats[layer.name], method, statistics))
-            progress(results[-1].float_bytes)
+    for layer in asked:
+        moment, scale = moments.pop(layer.name), scales.get(layer.name)
+        if moment is not None and scale is not None:
+            moment = scaled_moment(moment, scale.scale)
+        result = _quantize(model, layer, plans[layer.name], moment)
+        if scale is not None and result.format == "int4":
+            result = replace(result, scale_exponent=scale.exponent)
+        results.append(result)
+        progress(result.float_bytes)
     return tuple(results)
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
-    limits: IntegerRange
-    dtype: ir.DataType
-    block_size: int  # in_channels for a scale per output channel
-    rounding: Rounding
+class _Plan:
+    format: LayerFormat
+    form: WeightForm | None  # None for a layer that stays float
+    rounding: str
+    note: str = ""
 
 
-def _quantize(
-    model: ir.Model,
-    layer: Layer,
-    asked: LayerFormat,
-    method: WeightMethod,
-    statistics: GraphStatistics,
-) -> QuantizedLayer:
-    tensor = layer.weight.const_value
-    assert tensor is not None
-    result = QuantizedLayer(layer.name, asked, "", None, tensor.nbytes, tensor.nbytes)
+def _plan(layer: Layer, asked: LayerFormat, method: WeightMethod) -> _Plan:
     if layer.operator == "Conv":
-        note = "a convolution with an integer weight has no fused kernel; it stays float"
-        return replace(result, format="float", note=note)
-    block_size = block_size_for(layer.in_channels, method.block_size) if asked == "int4" else None
-    if block_size is not None:
-        rounding: Rounding = "gptq" if "gptq" in method.rounding else "nearest"
-        form = _Form(INT4, ir.DataType.INT4, block_size, rounding)
-    else:
-        form = _Form(INT8, ir.DataType.INT8, layer.in_channels, method.int8_rounding)
-    second_moment = _second_moment(layer, form, statistics)
-    quantized, errors = _round(layer, form, second_moment)
-    dequantize_weight_(model, layer.node, quantized.values, quantized.scale, form.dtype)
-    return replace(
-        result,
-        format="int4" if block_size is not None else "int8-weight-only",
-        rounding=form.rounding,
-        block_size=block_size,
-        bytes=-(-quantized.values.size * form.dtype.bitwidth // 8) + quantized.scale.nbytes,
-        weight_snr_db=errors.weight_snr_db,
-        nearest_error=errors.nearest_error,
-        output_error=errors.output_error,
-        note=_note(layer, asked, method.block_size, block_size),
-    )
-
-
-def _note(layer: Layer, asked: LayerFormat, asked_size: int, block_size: int | None) -> str:
-    if asked != "int4" or block_size == asked_size:
-        return ""
-    if block_size is None:
-        return f"{layer.in_channels} input channels are no multiple of 32; INT8 instead"
-    return f"{layer.in_channels} input channels are no multiple of {asked_size}; {block_size} is"
+        return _Plan("float", None, "", "a convolution with an integer weight has no fused kernel")
+    size = block_size_for(layer.in_channels, method.block_size)
+    if asked == "int4" and size is not None:
+        form = WeightForm(
+            INT4, size, "gptq" if "gptq" in method.rounding else "nearest", "awq" in method.rounding
+        )
+        whole = f"{layer.in_channels} input channels are no multiple of {method.block_size}"
+        note = "" if size == method.block_size else f"{whole}; {size} is"
+        return _Plan("int4", form, method.rounding, note)
+    form = WeightForm(INT8, layer.in_channels, method.int8_rounding)
+    note = f"{layer.in_channels} input channels are no multiple of 32; INT8 instead"
+    return _Plan("int8-weight-only", form, form.rounding, note if asked == "int4" else "")
 
 
 def _second_moment(
-    layer: Layer, form: _Form, statistics: GraphStatistics
+    layer: Layer, plan: _Plan, statistics: GraphStatistics
 ) -> NDArray[np.float32] | None:
     seen = statistics.get(str(layer.activation.name))
     moment = None if seen is None else seen.second_moment
-    if moment is None and form.rounding != "nearest":
-        msg = (
-            f"{layer.name}: no second moment of its input was collected; expected one for "
-            f"{form.rounding!r}; collect statistics for this recipe, or round to nearest"
-        )
-        raise CalibrationError(msg)
-    if moment is not None and not np.isfinite(np.diagonal(moment)).all():
+    if moment is None:
+        if plan.rounding not in ("nearest", ""):
+            msg = (
+                f"{layer.name}: no second moment of its input was collected; expected one for "
+                f"{plan.rounding!r}; collect statistics for this recipe, or round to nearest"
+            )
+            raise CalibrationError(msg)
+        return None
+    if not np.isfinite(np.diagonal(moment)).all():
         msg = (
             f"{layer.name}: the second moment of its input holds NaN or infinity; expected finite "
             "activations; look for the first module that gives them, or leave the layer float"
         )
         raise CalibrationError(msg)
-    return moment if moment is not None and moment.any() else None  # all inputs were 0
+    return moment if moment.any() else None  # without any input other than 0 nothing matters
 
 
-@dataclass(slots=True)
-class _Errors:
-    """Sums over output channels."""
+def _scale_inputs(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    formats: Mapping[str, LayerFormat],
+    plans: Mapping[str, _Plan],
+    moments: Mapping[str, NDArray[np.float32] | None],
+    statistics: GraphStatistics,
+) -> dict[str, SearchedScale]:
+    """Scales the inputs of "int4" layers where that is exact; layer name -> its scale.
 
-    weight: float = 0.0
-    weight_noise: float = 0.0
-    output: float = 0.0
-    nearest_noise: float = 0.0
-    output_noise: float = 0.0
-    has_output: bool = False
-
-    @property
-    def weight_snr_db(self) -> float:
-        if self.weight_noise == 0:
-            return float("inf")
-        return 10 * float(np.log10(max(self.weight, 1e-300) / self.weight_noise))
-
-    @property
-    def nearest_error(self) -> float | None:
-        return _relative(self.nearest_noise, self.output) if self.has_output else None
-
-    @property
-    def output_error(self) -> float | None:
-        return _relative(self.output_noise, self.output) if self.has_output else None
-
-
-def _relative(noise: float, signal: float) -> float:
-    return float(np.sqrt(max(noise, 0) / signal)) if signal > 0 else 0.0
+    An input that an "int8" layer reads as well is left to SmoothQuant.
+    """
+    scales: dict[str, SearchedScale] = {}
+    for migration in find_migrations(model, layers):
+        readers = [layer for layer in migration.layers if layer.name in plans]
+        readers = [layer for layer in readers if plans[layer.name].format == "int4"]
+        moment = moments[readers[0].name] if readers else None
+        if moment is None or any(formats[layer.name] == "int8" for layer in migration.layers):
+            continue
+        positions = statistics[str(readers[0].activation.name)].positions
+        found = _searched(readers, migration, plans, moment, positions)
+        if found.exponent > 0:
+            migrate_(model, migration, found.scale)
+            scales.update({layer.name: found for layer in migration.layers})
+    return scales
 
 
-def _round(
-    layer: Layer, form: _Form, second_moment: NDArray[np.float32] | None
-) -> tuple[QuantizedWeight, _Errors]:
-    assert layer.weight.const_value is not None
-    source = layer.weight.const_value.numpy()
-    values = np.empty((layer.in_channels, layer.out_channels), np.int8)
-    scale = np.empty((layer.in_channels // form.block_size, layer.out_channels), source.dtype)
-    errors = _Errors(has_output=second_moment is not None)
-    rounder = _Rounder(form, source.dtype, second_moment)
-    for first in range(0, layer.out_channels, _COLUMNS):
-        columns = slice(first, first + _COLUMNS)
-        part = source[:, columns] if layer.output_axis == 1 else source[columns].T
-        weight = np.ascontiguousarray(part, np.float32)
-        if not np.isfinite(weight).all():
-            msg = (
-                f"{layer.name}: its weight holds NaN or infinity; expected finite numbers; "
-                "repair the checkpoint"
-            )
-            raise CalibrationError(msg)
-        rounded = rounder.round(weight, errors)
-        values[:, columns], scale[:, columns] = rounded.values, rounded.scale
-    return QuantizedWeight(values, scale), errors
+def _searched(
+    readers: Sequence[Layer],
+    migration: Migration,
+    plans: Mapping[str, _Plan],
+    moment: NDArray[np.float32],
+    positions: int,
+) -> SearchedScale:
+    def round_(
+        place: int, weight: NDArray[np.float32], scaled: NDArray[np.float32]
+    ) -> QuantizedWeight:
+        form = plans[readers[place].name].form
+        assert form is not None
+        return Rounder(form, np.float32, scaled).rounded(weight)
+
+    weights = [some_channels(layer, _SEARCH_CHANNELS) for layer in readers]
+    return search_scale(weights, moment, positions, migration.groups, round_)
 
 
-class _Rounder:
-    """Rounds some output channels of a layer and counts the errors."""
-
-    def __init__(
-        self, form: _Form, dtype: DTypeLike, second_moment: NDArray[np.float32] | None
-    ) -> None:
-        self._form, self._dtype, self._moment = form, dtype, second_moment
-        self._feedback = None
-        if form.rounding == "gptq" and second_moment is not None:
-            self._feedback = error_feedback(second_moment)
-
-    def round(self, weight: NDArray[np.float32], errors: _Errors) -> QuantizedWeight:
-        form = self._form
-        best = round_to_nearest(weight, form.block_size, form.limits, self._dtype)
-        if self._moment is not None:
-            noise = output_error(weight, dequantize(best), self._moment)
-            errors.nearest_noise += float(noise.sum())
-            if self._feedback is not None:
-                other = compensated(
-                    weight, self._feedback, form.block_size, form.limits, self._dtype
-                )
-                best, noise = self._better(weight, best, noise, other)
-            errors.output_noise += float(noise.sum())
-            errors.output += float(output_error(weight, np.zeros_like(weight), self._moment).sum())
-        errors.weight += float(np.square(weight, dtype=np.float64).sum())
-        errors.weight_noise += float(np.square(weight - dequantize(best), dtype=np.float64).sum())
-        return best
-
-    def _better(
-        self,
-        weight: NDArray[np.float32],
-        nearest: QuantizedWeight,
-        noise: NDArray[np.float64],
-        other: QuantizedWeight,
-    ) -> tuple[QuantizedWeight, NDArray[np.float64]]:
-        """For each output channel the one with the smaller error of the output."""
-        assert self._moment is not None
-        other_noise = output_error(weight, dequantize(other), self._moment)
-        wins = other_noise < noise
-        chosen: list[NDArray[Any]] = [
-            np.where(wins, ours, plain)
-            for ours, plain in ((other.values, nearest.values), (other.scale, nearest.scale))
-        ]
-        return QuantizedWeight(chosen[0], chosen[1]), np.where(wins, other_noise, noise)
+def _quantize(
+    model: ir.Model, layer: Layer, plan: _Plan, second_moment: NDArray[np.float32] | None
+) -> QuantizedLayer:
+    tensor = layer.weight.const_value
+    assert tensor is not None
+    result = QuantizedLayer(
+        layer.name, plan.format, plan.rounding, None, tensor.nbytes, tensor.nbytes, note=plan.note
+    )
+    if plan.form is None:
+        return result
+    quantized, errors = round_layer(layer, plan.form, second_moment)
+    dtype = ir.DataType.INT4 if plan.format == "int4" else ir.DataType.INT8
+    dequantize_weight_(model, layer.node, quantized.values, quantized.scale, dtype)
+    return replace(
+        result,
+        block_size=plan.form.block_size if plan.format == "int4" else None,
+        bytes=-(-quantized.values.size * dtype.bitwidth // 8) + quantized.scale.nbytes,
+        weight_snr_db=errors.weight_snr_db,
+        nearest_error=errors.nearest_error,
+        output_error=errors.output_error,
+    )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["fused_operators", "model_with", "run_file", "save"]
+__all__ = ["exact_session", "fused_operators", "model_with", "run_file", "save"]
 
 
 def model_with(body: str, arrays: Mapping[str, NDArray[Any]]) -> ir.Model:
@@ -38,12 +38,18 @@ def save(model: ir.Model, folder: Path) -> Path:
     return path
 
 
-def run_file(path: Path, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    """Outputs with float activations: by itself ONNX Runtime rounds them to INT8 as well."""
+def exact_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session with float activations: by itself ONNX Runtime rounds them to INT8 as well."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(output) for output in session.run(None, dict(inputs))]
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_file(path: Path, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Outputs with float activations."""
+    outputs = exact_session(path).run(None, dict(inputs))
+    return [np.asarray(output) for output in outputs]
 
 
 def fused_operators(path: Path, folder: Path) -> Counter[str]:
