@@ -222,6 +222,36 @@ def test_what_would_vanish_stays_float32(
     np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-3 * np.abs(expected).max())
 
 
+QUANTIZED = """
+g (float[2, 8] x) => (float[2, 8] y)
+<int8[8, 8] weight, float[8] scale, float x_scale = {0.03125}, int8 zero = {0}>
+{
+    x8 = QuantizeLinear(x, x_scale, zero)
+    xf = DequantizeLinear(x8, x_scale, zero)
+    wf = DequantizeLinear<axis = 1>(weight, scale)
+    y = MatMul(xf, wf)
+}
+"""
+
+
+@pytest.mark.parametrize(("scale", "kept"), [(2.0**-6, set()), (2.0**-20, {"small weight"})])
+def test_scales_of_quantized_numbers_follow(scale: float, kept: set[str], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.integers(-127, 128, (8, 8))
+    numbers = ", ".join(map(str, weight.reshape(-1)))
+    text = QUANTIZED.replace("weight,", f"weight = {{{numbers}}},", 1)
+    text = text.replace("scale,", f"scale = {{{', '.join([str(scale)] * 8)}}},", 1)
+    inputs = {"x": generator.normal(size=(2, 8)).astype(np.float32)}
+    expected = run_whole(build(text), inputs, tmp_path)["y"]
+    model = build(text)
+    report = half_precision_(model, "fp16", None, {"x", "y"})
+    assert {node.reason for node in report.kept} == kept
+    assert {node.operator for node in report.kept} <= {"DequantizeLinear", "MatMul"}
+    found = run_whole(model, inputs, tmp_path)["y"]
+    # An activation at the border of two integers may fall to the other side.
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
 def test_positions_beyond_256_stay_apart_in_bfloat16(decoder: Path, tmp_path: Path) -> None:
     inputs = random_inputs(ir.load(decoder), first_position=300)
     expected = run_saved(decoder, inputs)["present_key_values.0.key"]
