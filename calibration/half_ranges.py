@@ -112,7 +112,7 @@ def find_ranges(
 def find_weights(model: ir.Model, dtype: HalfType) -> tuple[Finding, ...]:
     """The nodes that read a weight beyond half precision's largest number, or all too small.
 
-    A scale of quantized numbers is too small if its smallest one has not all digits left.
+    Scales of quantized numbers are judged by the smallest one: it alone scales its block.
     """
     limits, found = HALF_LIMITS[dtype], []
     for node in model.graph:
@@ -125,7 +125,7 @@ def find_weights(model: ir.Model, dtype: HalfType) -> tuple[Finding, ...]:
                 found.append(Finding(node, name, largest, smallest, "weight overflow"))
             elif 0 < largest < _STEPS * limits.smallest and node.op_type not in _SUMS:
                 found.append(Finding(node, name, largest, smallest, "small weight"))
-            elif node.op_type in _QUANTIZERS and smallest < limits.smallest_normal:
+            elif node.op_type in _QUANTIZERS and smallest < _STEPS * limits.smallest:
                 found.append(Finding(node, name, largest, smallest, "small weight"))
                 found.extend(
                     Finding(use.node, name, largest, smallest, "small weight")

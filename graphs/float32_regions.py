@@ -78,8 +78,8 @@ def _norm(mean: ir.Node) -> list[ir.Node]:
     if square is None or square.op_type not in {"Mul", "Pow"}:
         return []
     source, parts, node = square.inputs[0], [square, mean], mean
-    while len(node.outputs[0].uses()) == 1:
-        node = node.outputs[0].uses()[0].node
+    while len(uses := list(node.outputs[0].uses())) == 1:
+        node = uses[0].node
         if node.op_type not in {"Add", "Div", "Mul", "Pow", "Reciprocal", "Sqrt"}:
             break
         parts.append(node)

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from support.graph_runs import half_bundle
 from support.tensorrt_build import BuildError, build_graph
 from tiny.recipes import EXAMPLES, RECIPES
 
@@ -28,39 +29,38 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def exported(name: str, precision: str, folder: Path) -> Path:
-    bundle = folder / precision
-    export(ExportOptions(EXAMPLES / name, bundle, precision=precision), SilentProgress())
+@pytest.fixture(scope="module")
+def float_bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp(name) / "fp32"
+    export(ExportOptions(EXAMPLES / name, bundle), SilentProgress())
     return bundle
 
 
-# Variant -> how a bundle of it is made: checkpoint's name and a folder -> the bundle.
-VARIANTS: dict[str, Callable[[str, Path], Path]] = {
-    "fp32": lambda name, folder: exported(name, "fp32", folder),
-    "fp16": lambda name, folder: exported(name, "fp16", folder),
-    "bf16": lambda name, folder: exported(name, "bf16", folder),
+# Variant -> what makes it: the float32 bundle and an empty folder -> a folder with the graphs.
+VARIANTS: dict[str, Callable[[Path, Path], Path]] = {
+    "fp32": lambda bundle, _: bundle,
+    "fp16": lambda bundle, folder: half_bundle(bundle, "fp16", folder),
+    "bf16": lambda bundle, folder: half_bundle(bundle, "bf16", folder),
 }
-SLOW = {"fp16", "bf16"}  # an export takes most of a minute
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(key, marks=[pytest.mark.slow] if key in SLOW else []) for key in VARIANTS],
-)
-def test_every_graph_builds(name: str, variant: str, tmp_path: Path) -> None:
-    graphs = sorted(VARIANTS[variant](name, tmp_path).glob("*.onnx"))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_graph_builds(float_bundle: Path, variant: str, tmp_path: Path) -> None:
+    graphs = sorted(VARIANTS[variant](float_bundle, tmp_path).glob("*.onnx"))
     assert {"decoder", "embed_tokens", "projector"} <= {path.stem for path in graphs}
     for path in graphs:
-        result = build_graph(path)
-        assert result.engine_bytes > 0
-        assert result.warnings == (), path.name
-        nodes = Counter(
-            node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node
-        )
-        cached = nodes["TensorScatter"] // 2  # keys and values
-        assert result.bounded_attentions == cached, path.name
-        for operator, layer in OWN_LAYERS.items():
-            assert result.layers.get(layer, 0) == nodes[operator], (path.name, operator)
+        check_build(path)
+
+
+def check_build(path: Path) -> None:
+    result = build_graph(path)
+    assert result.engine_bytes > 0
+    assert result.warnings == (), path.name
+    model = onnx.load(str(path), load_external_data=False)
+    nodes = Counter(node.op_type for node in model.graph.node)
+    assert result.bounded_attentions == nodes["TensorScatter"] // 2, path.name  # keys and values
+    for operator, layer in OWN_LAYERS.items():
+        assert result.layers.get(layer, 0) == nodes[operator], (path.name, operator)
 
 
 def attention(folder: Path, lengths: str) -> Path:

@@ -86,6 +86,8 @@ class ConvertPrecisionPass(ir.passes.InPlacePass):
         for node in nodes:
             for value in makes[node]:
                 value.type = ir.TensorType(types[node])
+            if node.op_type == "Cast" and makes[node]:
+                node.attributes["to"] = ir.AttrInt64("to", int(types[node]))
         for weight in weights:
             self._convert_weight(plan, weight)
         for node in nodes:

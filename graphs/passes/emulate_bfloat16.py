@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
-from vlmport.errors import GraphError
+from vlmport.graphs.value_types import MOVES, infer_types
 
 __all__ = ["EmulateBfloat16Pass"]
-
-# What they give out is among what they take in, so there is nothing to round.
-_MOVES = frozenset(
-    {
-        "Concat",
-        "Expand",
-        "Gather",
-        "GatherElements",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "TensorScatter",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
 
 
 class EmulateBfloat16Pass(ir.passes.InPlacePass):
@@ -39,7 +20,7 @@ class EmulateBfloat16Pass(ir.passes.InPlacePass):
     that rounds within a node (RMSNormalization before its scale) rounds more often.
 
     Raises:
-        GraphError: if the type of a node's output is not known.
+        GraphError: if the type of a node's output is not known, or it holds a graph of its own.
 
     Refuses when:
       1. nothing in the graph is bfloat16.
@@ -47,10 +28,9 @@ class EmulateBfloat16Pass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place; `modified` says whether anything was bfloat16."""
-        ShapeInferencePass()(model)  # names the types that fusions have left open
+        infer_types(model)
         weights = [v for v in model.graph.initializers.values() if _is_half(v)]
         nodes = list(model.graph)
-        _check_types(nodes)
         results = [value for node in nodes for value in node.outputs if _is_half(value)]
         inputs = [value for value in model.graph.inputs if _is_half(value)]
         for value in (*inputs, *results):
@@ -62,24 +42,13 @@ class EmulateBfloat16Pass(ir.passes.InPlacePass):
             assert node is not None
             if node.op_type == "Cast":
                 node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
-            if node.op_type not in _MOVES:
+            if node.op_type not in MOVES:
                 _round(model, node, value)
         return ir.passes.PassResult(model, bool(weights or inputs or results))
 
 
 def _is_half(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.BFLOAT16
-
-
-def _check_types(nodes: list[ir.Node]) -> None:
-    for node in nodes:
-        for value in node.outputs:
-            if value.dtype is None:
-                msg = (
-                    f"{node.op_type} {node.name!r}: its output {value.name!r} has no element type; "
-                    "expected one on every value; export the bundle again"
-                )
-                raise GraphError(msg)
 
 
 def _widen_weight(model: ir.Model, first: ir.Node, weight: ir.Value) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from vlmport.calibration.half_precision import float32_ports, half_precision_
 from vlmport.calibration.statistics import ValueStatistics
 from vlmport.graphs.passes.emulate_bfloat16 import EmulateBfloat16Pass
+from vlmport.manifest import load_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[Any]]
 
-__all__ = ["observe", "random_inputs", "run_saved", "run_whole", "save"]
+__all__ = ["half_bundle", "observe", "random_inputs", "run_saved", "run_whole", "save"]
 
 _LENGTHS = {
     "batch": 2,
@@ -91,6 +93,16 @@ def run_saved(path: Path, inputs: Arrays) -> dict[str, NDArray[Any]]:
 def run_whole(model: ir.Model, inputs: Arrays, folder: Path) -> dict[str, NDArray[Any]]:
     """The same of a model in memory."""
     return run_saved(save(model, folder / "whole.onnx"), inputs)
+
+
+def half_bundle(bundle: Path, kind: Literal["fp16", "bf16"], folder: Path) -> Path:
+    """Writes the graphs of a float32 bundle to a folder, each in half precision."""
+    ports = float32_ports(load_manifest(bundle).graphs)
+    for path in sorted(bundle.glob("*.onnx")):
+        model = ir.load(path)
+        half_precision_(model, kind, None, ports)
+        save(model, folder / path.name)
+    return folder
 
 
 def observe(
