@@ -1,6 +1,6 @@
 """Measures the trained checkpoints in every precision, on questions that no training saw.
 
-    python scripts/precision_table.py             # rewrite the table in docs/measurements/precision.md
+    python scripts/precision_table.py             # rewrite docs/measurements/precision.md
     python scripts/precision_table.py --dry-run   # print the table
 
 Each checkpoint below examples/ is exported, quantized with the default recipe of each precision on

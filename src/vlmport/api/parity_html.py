@@ -24,24 +24,26 @@ _BAR_STYLES: dict[Verdict, str] = {"PASS": "good", "NEAR_TIE": "near", "FAIL": "
 
 def report_html(report: ParityReport) -> str:
     """Renders everything in a report; texts of prompts and answers are escaped."""
-    environment = page_environment()
-    environment.filters["shown"] = shown
     worst = max(report.cases, key=_worst_error, default=None)
-    return environment.get_template(_TEMPLATE).render(
-        report=report,
-        rows=summarize(report),
-        totals=answer_totals(report),
-        rounding=summarize_rounding(report),
-        steps=sum(len(case.steps) for case in report.cases),
-        bars=Markup(_bars(report)),
-        errors=Markup(_error_plot(report.cases, worst)),
-        gaps=Markup(_gap_plot(report.cases, worst)),
-        histogram=Markup(_histogram(report)),
-        worst=worst,
-        case_plots=[
-            (Markup(_error_plot((case,), case)), Markup(_gap_plot((case,), case)))
-            for case in report.cases
-        ],
+    return (
+        page_environment()
+        .get_template(_TEMPLATE)
+        .render(
+            report=report,
+            rows=summarize(report),
+            totals=answer_totals(report),
+            rounding=summarize_rounding(report),
+            steps=sum(len(case.steps) for case in report.cases),
+            bars=Markup(_bars(report)),
+            errors=Markup(_error_plot(report.cases, worst)),
+            gaps=Markup(_gap_plot(report.cases, worst)),
+            histogram=Markup(_histogram(report)),
+            worst=worst,
+            case_plots=[
+                (Markup(_error_plot((case,), case)), Markup(_gap_plot((case,), case)))
+                for case in report.cases
+            ],
+        )
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vlmport.api.bundle_folder import check_target, new_bundle
 from vlmport.api.collect import CollectOptions, collect
+from vlmport.api.default_samples import default_samples
 from vlmport.api.quantize_graphs import (
     first_probes,
     open_graphs,
