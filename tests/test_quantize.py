@@ -114,13 +114,14 @@ def test_named_modules_stay_in_float(quantize: Quantize, tmp_path: Path) -> None
     names = tmp_path / "keep.txt"
     names.write_text("# the head\n*.lm_head\n\n*.layers.0.mlp.*\n", encoding="utf-8")
     out = quantize("--precision", "int8-weight-only", "--keep-float", names)
-    report = {part["graph"]: part for part in json.loads((out / "quantization.json").read_text())}
+    parts = json.loads((out / "quantization.json").read_text())["graphs"]
+    report = {part["graph"]: part for part in parts}
     formats = report["decoder"]["formats"]
     kept = sorted(name for name, form in formats.items() if form == "float")
-    assert [name.partition("model.")[2] or name for name in kept] == [
-        "lm_head".join(["language_model.", ""]),
-        "layers.0.mlp.down_proj",
-        "layers.0.mlp.gate_proj+up_proj",
+    assert kept == [
+        "language_model.lm_head",
+        "language_model.model.layers.0.mlp.down_proj",
+        "language_model.model.layers.0.mlp.gate_proj+up_proj",
     ]
 
 
@@ -203,3 +204,26 @@ def test_a_place_that_is_taken_is_told_first(
     code, _, err = run_cli("quantize", trained_bundle, taken, "--precision", "int8")
     assert code == 1
     assert "exists already; pass --overwrite" in " ".join(err.split())
+
+
+def test_a_budget_keeps_the_most_harmful_layers_in_float(
+    quantize: Quantize, trained_bundle: Path
+) -> None:
+    out = quantize(
+        "--decoder",
+        "int4",
+        "--rounding",
+        "nearest",
+        "--block-size",
+        "128",
+        "--accuracy-budget",
+        "0",
+    )
+    budget = json.loads((out / "quantization.json").read_text())["budget"]
+    ranking = [damage["group"]["name"] for damage in budget["ranking"]]
+    kept = [group["name"] for group in budget["budget"]["kept"]]
+    assert len(ranking) == 17
+    assert kept == ranking[: len(kept)]
+    assert len(kept) < len(ranking)
+    assert budget["budget"]["lost_percent"] == 0.0
+    assert answers(out) == answers(trained_bundle)

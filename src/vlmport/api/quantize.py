@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vlmport.api.bundle_folder import check_target, new_bundle
 from vlmport.api.collect import CollectOptions, collect
 from vlmport.api.default_samples import default_samples
+from vlmport.api.float_budget import keep_within_budget
 from vlmport.api.quantize_graphs import (
     first_probes,
     open_graphs,
@@ -66,6 +67,8 @@ class QuantizeOptions:
         max_samples: most samples to run; None for all.
         state_file: statistics, kept so that a stopped calibration goes on where it was.
         keep_float: file of patterns of modules that stay in float.
+        accuracy_budget: most next tokens, in percent, whose likeliest one may change; as many
+            layers as that takes stay in float. None quantizes all that the recipe says.
         overwrite: whether an existing bundle is replaced.
     """
 
@@ -76,6 +79,7 @@ class QuantizeOptions:
     max_samples: int | None = None
     state_file: Path | None = None
     keep_float: Path | None = None
+    accuracy_budget: float | None = None
     overwrite: bool = False
 
 
@@ -101,16 +105,31 @@ def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
             prefix=f".{options.target.name}.", dir=options.target.parent
         ) as smoothed,
     ):
-        data = _Data(options, bool(first_probes(works)))
-        statistics = data.collect(options.bundle, first_probes(works), "", progress)
+        data = _Data(options, bool(first_probes(works)) or options.accuracy_budget is not None)
+        source = options.bundle
+        statistics = data.collect(source, first_probes(works), "", progress)
         if smooth(works, statistics):
             # Weights that were scaled are read again from files, like all others.
+            source = Path(smoothed)
             models = {name: work.model for name, work in works.items() if work.is_smoothed}
-            write_bundle(Path(smoothed), options.bundle, manifest, models, progress)
+            write_bundle(source, options.bundle, manifest, models, progress)
             formats = {name: work.formats for name, work in works.items()}
-            works = open_graphs(Path(smoothed), _files(manifest), recipe, formats)
-            second = data.collect(Path(smoothed), second_probes(works), ".smoothed", progress)
+            works = open_graphs(source, _files(manifest), recipe, formats)
+            second = data.collect(source, second_probes(works), ".smoothed", progress)
             statistics = _joined(statistics, second)
+        budget = None
+        if options.accuracy_budget is not None:
+            kept, budget = keep_within_budget(
+                source,
+                _files(manifest),
+                recipe,
+                works,
+                statistics,
+                data.samples,
+                options.accuracy_budget,
+                progress,
+            )
+            works = open_graphs(source, _files(manifest), recipe, kept)
         target = _target_manifest(manifest, recipe)
         progress.start("quantizing", sum(_float_bytes(work) for work in works.values()))
         graphs = [
@@ -119,12 +138,12 @@ def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
         ]
         progress.finish()
         (folder / _RECIPE_FILE).write_text(recipe_json(recipe), encoding="utf-8")
-        (folder / _REPORT_FILE).write_text(report_json(graphs), encoding="utf-8")
+        (folder / _REPORT_FILE).write_text(report_json(graphs, budget), encoding="utf-8")
         models = {name: work.model for name, work in works.items()}
         target = replace(target, quantization=_record(options, manifest, graphs, data))
         written = write_bundle(folder, options.bundle, target, models, progress)
     return QuantizeReport(
-        options.target, manifest, written, tuple(graphs), time.monotonic() - started
+        options.target, manifest, written, tuple(graphs), budget, time.monotonic() - started
     )
 
 

@@ -21,11 +21,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlmport.api.progress import Progress
+    from vlmport.calibration.activation_int8 import ActivationRange
     from vlmport.calibration.layers import Layer
     from vlmport.calibration.recipe import GraphRecipe, LayerFormat, Recipe
     from vlmport.calibration.statistics import GraphStatistics, Statistics
+    from vlmport.calibration.weight_only import QuantizedLayer
 
-__all__ = ["GraphWork", "first_probes", "open_graphs", "second_probes", "smooth", "transform"]
+__all__ = [
+    "GraphWork",
+    "first_probes",
+    "open_graphs",
+    "quantize_layers",
+    "second_probes",
+    "smooth",
+    "transform",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +67,7 @@ def open_graphs(
     files: Mapping[str, str],
     recipe: Recipe,
     formats: Mapping[str, Mapping[str, LayerFormat]] | None = None,
+    only: str | None = None,
 ) -> dict[str, GraphWork]:
     """Opens the graphs that the recipe changes; weights stay in their files.
 
@@ -65,12 +76,15 @@ def open_graphs(
         files: graph name -> path in the bundle.
         recipe: names its graphs.
         formats: graph name -> formats of its layers, where they are settled already.
+        only: one of the graphs; None for all.
 
     Raises:
         CalibrationError: if a rule of the recipe names no layer.
     """
     works = {}
     for part in recipe.graphs:
+        if only not in (None, part.graph):
+            continue
         model = ir.load(bundle / files[part.graph])
         known = (formats or {}).get(part.graph)
         works[part.graph] = GraphWork(
@@ -126,22 +140,34 @@ def transform(
     Raises:
         CalibrationError: if statistics are missing, or a weight cannot be quantized.
     """
+    weights, activations = quantize_layers(work, statistics, progress)
+    recipe, half = work.recipe, None
+    if recipe.compute != "keep":
+        half = half_precision_(work.model, recipe.compute, statistics, float32_ports)
+    return GraphReport(recipe.graph, recipe.compute, dict(work.formats), weights, activations, half)
+
+
+def quantize_layers(
+    work: GraphWork, statistics: GraphStatistics, progress: Progress
+) -> tuple[tuple[QuantizedLayer, ...], tuple[ActivationRange, ...]]:
+    """Quantizes the layers of a graph in place, by their formats.
+
+    Args:
+        work: the graph; its model is changed.
+        statistics: of its values; of the smoothed graph if it was smoothed.
+        progress: is told of the float bytes of quantized weights.
+
+    Returns:
+        What became of layers with float activations, and of those with integer ones.
+    """
     recipe, model, formats = work.recipe, work.model, work.formats
     weights = quantize_weights_(
         model, find_layers(model), formats, recipe.weights, statistics, progress.advance
     )
     activations = quantize_activations_(
-        model,
-        work.layers("int8"),
-        formats,
-        recipe.activations,
-        statistics,
-        progress.advance,
+        model, work.layers("int8"), formats, recipe.activations, statistics, progress.advance
     )
-    half = None
-    if recipe.compute != "keep":
-        half = half_precision_(model, recipe.compute, statistics, float32_ports)
-    return GraphReport(recipe.graph, recipe.compute, dict(formats), weights, activations, half)
+    return weights, activations
 
 
 def _first_probes(work: GraphWork) -> list[Probe]:

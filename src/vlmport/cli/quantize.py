@@ -10,6 +10,7 @@ import typer
 from vlmport.cli.progress import RichProgress
 
 if TYPE_CHECKING:
+    from vlmport.api.float_budget import BudgetReport
     from vlmport.api.quantize_report import QuantizeReport
 
 __all__ = ["quantize_command"]
@@ -17,6 +18,7 @@ __all__ = ["quantize_command"]
 _Precision = Literal["fp16", "bf16", "int8", "int8-weight-only", "int4"]
 _GraphPrecision = Literal["float", "fp16", "bf16", "int8", "int8-weight-only", "int4"]
 _ONE_GRAPH = "One graph"
+_AUTO_BUDGET = 1.0  # percent
 
 
 def quantize_command(
@@ -70,8 +72,19 @@ def quantize_command(
         ),
     ] = 0.5,
     keep_float: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Patterns of modules that stay in float, one a line."),
+        str | None,
+        typer.Option(
+            metavar="auto|FILE",
+            help="Patterns of modules that stay in float, one a line; auto finds them.",
+        ),
+    ] = None,
+    accuracy_budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PCT",
+            help="Keep as few layers in float as it takes for this share of next tokens to be the "
+            "only ones that change; 1 if --keep-float auto is given alone.",
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -92,6 +105,8 @@ def quantize_command(
     from vlmport.calibration.recipe import ActivationMethod, WeightMethod
 
     named = {"vision_encoder": vision_encoder, "projector": projector, "decoder": decoder}
+    if keep_float == "auto" and accuracy_budget is None:
+        accuracy_budget = _AUTO_BUDGET
     options = QuantizeOptions(
         bundle,
         out,
@@ -105,7 +120,10 @@ def quantize_command(
         calibration=calibration,
         max_samples=samples,
         state_file=statistics,
-        keep_float=keep_float,
+        keep_float=None if keep_float in (None, "auto") else Path(keep_float),
+        accuracy_budget=_AUTO_BUDGET
+        if keep_float == "auto" and not accuracy_budget
+        else accuracy_budget,
         overwrite=overwrite,
     )
     with RichProgress() as progress:
@@ -127,4 +145,18 @@ def _show(report: QuantizeReport) -> None:
             what = f"layers: {counts or 'none'}{compute}"
         size = f"{graph.parameter_bytes / 1e6:>8.1f} MB ({share:>6.1%})"
         typer.echo(f"  {graph.file:<22} {size}  {what}")
+    if report.budget is not None:
+        _show_budget(report.budget)
     typer.echo(f"  written in {report.seconds:.1f} s")
+
+
+def _show_budget(report: BudgetReport) -> None:
+    budget = report.budget
+    typer.echo(
+        f"  {budget.lost_percent:.2f} % of next tokens change (budget {budget.budget_percent:g} %) "
+        f"with {len(budget.kept)} of {len(report.ranking)} groups of layers in float; most harmful:"
+    )
+    for damage in report.ranking[:10]:
+        kept = "kept in float" if damage.group in budget.kept else ""
+        kl = "not finite" if damage.kl_mean is None else f"{damage.kl_mean:.2e}"
+        typer.echo(f"    {damage.group.name:<60} KL {kl:<10} {kept}")
