@@ -35,7 +35,8 @@ __all__ = ["NBitsPeer", "StaticPeer"]
 
 _LAYERS = ["MatMul", "Gemm", "Conv"]
 # A single run is handed over at a time. ONNX Runtime's histogram calibrators make one array of all
-# runs (`np.asarray`), which fails for prompts of several lengths; the merged result is the same.
+# runs (`np.asarray`), which fails for prompts of several lengths. Bins then have the width that the
+# first run's range gives, and more are added: no fewer than with one array.
 _RUNS_AT_A_TIME = {"CalibStridedMinMax": 1}
 # What TensorRT takes, and what `vlmport quantize` writes: zero points of 0, integers in front of a
 # layer but not behind it, no product of two activations.

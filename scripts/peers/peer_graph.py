@@ -34,7 +34,7 @@ def write_plain_graph(source: Path, target: Path, *, gemm_as_matmul: bool) -> No
             largest matrix, the output head, in float.
     """
     model = onnx.load(source)
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
         is_gemm = gemm_as_matmul and node.op_type == "Gemm"
