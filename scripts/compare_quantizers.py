@@ -71,8 +71,8 @@ def main() -> None:
 
 def _environment(modelopt: Path | None) -> str:
     found = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    python = platform.python_version()
-    return f"Python {python}, {found}. Peer's environment: {modelopt_versions(modelopt)}."
+    machine = f"{platform.system()} {platform.machine()}, CPU"
+    return f"{machine}, {found}. Environment of nvidia-modelopt: {modelopt_versions(modelopt)}."
 
 
 def _prepare(name: str, folder: Path, count: int, samples: int) -> None:

@@ -47,7 +47,8 @@ def write_plain_graph(source: Path, target: Path, *, gemm_as_matmul: bool) -> No
 
 def _as_matmul(node: onnx.NodeProto, model: onnx.ModelProto) -> list[onnx.NodeProto]:
     attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-    if {"alpha": 1.0, **attributes} != {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}:
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    if {**plain, **attributes} != {**plain, "transB": 1}:
         raise ValueError(f"{node.name}: found {attributes}; expected x times a transposed weight")
     activation, name, *bias = node.input
     weight = next(each for each in model.graph.initializer if each.name == name)
