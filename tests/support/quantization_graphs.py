@@ -129,7 +129,8 @@ def measure(
         value.type = ir.TensorType(ir.DataType.FLOAT)
     model.graph.outputs.extend(inner)
     session = open_session(model)
-    del model.graph.outputs[known:]
+    while len(model.graph.outputs) > known:
+        model.graph.outputs.pop()
     for value, found in zip(inner, kept, strict=True):
         value.type = found
     seen: dict[str, list[NDArray[np.float32]]] = {str(value.name): [] for value in values}
