@@ -86,8 +86,8 @@ def test_every_product_is_fused(kind: str, family: str, tmp_path: Path) -> None:
 
 
 def test_layers_that_share_an_activation_are_fused(tmp_path: Path) -> None:
-    body = """g (float[n, 64] x, float[64, 32] v, float[64, 32] w) => (float[n, 32] y, float[n, 32] z)
-        { y = MatMul(x, v) z = MatMul(x, w) }"""
+    body = """g (float[n, 64] x, float[64, 32] v, float[64, 32] w)
+        => (float[n, 32] y, float[n, 32] z) { y = MatMul(x, v) z = MatMul(x, w) }"""
     rng = np.random.default_rng(0)
     model = with_weights(body, {name: rng.normal(size=(64, 32)) for name in "vw"})
     (first, second) = quantize_one_range(model, 4.0)
@@ -225,7 +225,7 @@ def test_refuses_activation_without_statistics() -> None:
 
 
 def test_refuses_activation_that_overflowed() -> None:
-    with pytest.raises(CalibrationError, match="w: activation 'x': .*finite"):
+    with pytest.raises(CalibrationError, match=r"w: activation 'x': .*finite"):
         refused(ValueStatistics(1, -1.0, np.inf, 0.5))
 
 
