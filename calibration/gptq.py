@@ -109,4 +109,7 @@ def output_error(
         float64 [out_channels], the diagonal of E^T H E.
     """
     error = weight - rounded
-    return np.einsum("io,io->o", error, second_moment @ error, dtype=np.float64)
+    squares: NDArray[np.float64] = np.einsum(
+        "io,io->o", error, second_moment @ error, dtype=np.float64
+    )
+    return squares
