@@ -44,11 +44,7 @@ class SearchedScale:
 def channel_scale(
     magnitude: NDArray[np.float64], groups: NDArray[np.int64], exponent: float
 ) -> NDArray[np.float32]:
-<<<<<<< HEAD
-    """Magnitude ** exponent, so normalized that the largest and smallest are each other's inverse.
-=======
     """A power of the magnitudes, the largest and the smallest each other's inverse.
->>>>>>> weights
 
     Args:
         magnitude: float64 [in_channels], root mean square of each activation channel.
