@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -123,7 +123,7 @@ def _quantize(model: ir.Model, layer: Layer, form: HandFormat, fault: float) -> 
     del model.graph.initializers[str(name)]
 
 
-def _initializer(model: ir.Model, tensor: ir.Tensor) -> ir.Value:
+def _initializer(model: ir.Model, tensor: ir.Tensor[Any]) -> ir.Value:
     value = ir.Value(
         name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
     )

@@ -110,9 +110,10 @@ def _check_against(against: Path, bundle: Path, manifest: Manifest) -> None:
         msg = f"{against}: has integer weights itself; --against takes the bundle that it came from"
         raise ParityError(msg)
     if float_manifest.source.files != manifest.source.files:
+        names = float_manifest.source.name, manifest.source.name
         msg = (
-            f"{against}: was made from the checkpoint {float_manifest.source.name!r}, "
-            f"{bundle} from other files ({manifest.source.name!r}); give the bundle that it was quantized from"
+            f"{against}: was made from the checkpoint {names[0]!r}, {bundle} from other files "
+            f"({names[1]!r}); give the bundle that it was quantized from"
         )
         raise ParityError(msg)
 
