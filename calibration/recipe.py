@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from vlmport.errors import CalibrationError, close_matches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vlmport.calibration.layers import Layer
@@ -185,7 +185,9 @@ def layer_formats(recipe: GraphRecipe, layers: Sequence[Layer]) -> Mapping[str, 
 
 
 def _format(recipe: GraphRecipe, layer: Layer) -> LayerFormat:
-    fitting = (rule.format for rule in recipe.rules if rule_fits(rule, layer))
+    fitting: Iterator[LayerFormat] = (
+        rule.format for rule in recipe.rules if rule_fits(rule, layer)
+    )
     return next(fitting, recipe.layers)
 
 

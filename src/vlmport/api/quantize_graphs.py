@@ -184,5 +184,9 @@ def _first_probes(work: GraphWork) -> list[Probe]:
 
 def _probe(layer: Layer, *, histogram: bool = False, moment: bool = False) -> Probe:
     assert layer.activation.name is not None
-    axis = 1 if layer.operator == "Conv" else -1
-    return Probe(layer.activation.name, axis, histogram=histogram, second_moment=moment)
+    return Probe(
+        layer.activation.name,
+        1 if layer.operator == "Conv" else -1,
+        histogram=histogram,
+        second_moment=moment,
+    )
