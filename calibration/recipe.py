@@ -85,12 +85,16 @@ class ActivationMethod:
         percentile: share of the values, in percent, that "percentile" keeps inside the range.
         smoothing: how far channels' ranges are moved from activations into weights before: 0 not
             at all, 1 wholly; SmoothQuant's alpha (Xiao et al. 2022, equation 4). None for none.
+        outlier_ratio: how many times its 99.9th percentile an activation may reach; the layer of
+            one that reaches further becomes "int8-weight-only" (`vlmport.calibration.outliers`).
+            None for any number.
     """
 
     __pydantic_config__ = _STRICT
     observer: Literal["min_max", "percentile", "entropy", "mse"] = "mse"
     percentile: float = 99.99
     smoothing: float | None = 0.5
+    outlier_ratio: float | None = 20.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,10 @@ def _int8(activations: ActivationMethod) -> RecipeOptions:
 WAYS = (
     Way("int8-weight-only", RecipeOptions(exceptions=(("decoder", "int8-weight-only"),)), 1.0),
     Way("int8 (W8A8), smoothed", _int8(ActivationMethod()), 3.0),
-    Way("int8 (W8A8), min-max, not smoothed", _int8(ActivationMethod("min_max", smoothing=None))),
+    Way(
+        "int8 (W8A8), min-max, not smoothed",
+        _int8(ActivationMethod("min_max", smoothing=None, outlier_ratio=None)),
+    ),
     Way("int4, block 32, awq+gptq", _int4("awq+gptq"), 6.0),
     Way("int4, block 32, gptq", _int4("gptq")),
     Way("int4, block 32, awq", _int4("awq")),

@@ -19,6 +19,7 @@ from vlmport.api.quantize_graphs import (
     second_probes,
     smooth,
     transform,
+    without_outliers,
 )
 from vlmport.api.quantize_recipe import (
     RecipeOptions,
@@ -108,6 +109,7 @@ def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
         data = _Data(options, bool(first_probes(works)) or options.accuracy_budget is not None)
         source = options.bundle
         statistics = data.collect(source, first_probes(works), "", progress)
+        works = without_outliers(works, statistics)
         if smooth(works, statistics):
             # Weights that were scaled are read again from files, like all others.
             source = Path(smoothed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -11,6 +11,7 @@ from vlmport.api.quantize_report import GraphReport
 from vlmport.calibration.activation_int8 import quantize_activations_
 from vlmport.calibration.half_precision import half_precision_, half_probes
 from vlmport.calibration.layers import find_layers
+from vlmport.calibration.outliers import outlier_layers
 from vlmport.calibration.recipe import layer_formats
 from vlmport.calibration.smooth import smooth_
 from vlmport.calibration.statistics import Probe
@@ -35,6 +36,7 @@ __all__ = [
     "second_probes",
     "smooth",
     "transform",
+    "without_outliers",
 ]
 
 
@@ -112,6 +114,13 @@ def second_probes(works: Mapping[str, GraphWork]) -> dict[str, list[Probe]]:
     }
 
 
+def without_outliers(
+    works: Mapping[str, GraphWork], statistics: Statistics
+) -> dict[str, GraphWork]:
+    """The same graphs; layers whose activations no INT8 range can hold become weight-only."""
+    return {name: _without_outliers(work, statistics.get(name, {})) for name, work in works.items()}
+
+
 def smooth(works: Mapping[str, GraphWork], statistics: Statistics) -> bool:
     """Smooths the graphs that ask for it; says whether any weight was changed."""
     changed = False
@@ -168,6 +177,17 @@ def quantize_layers(
         model, work.layers("int8"), formats, recipe.activations, statistics, progress.advance
     )
     return weights, activations
+
+
+def _without_outliers(work: GraphWork, statistics: GraphStatistics) -> GraphWork:
+    ratio = work.recipe.activations.outlier_ratio
+    layers = work.layers("int8")
+    if ratio is None or not layers:
+        return work
+    found: dict[str, LayerFormat] = dict.fromkeys(
+        outlier_layers(layers, statistics, ratio), "int8-weight-only"
+    )
+    return replace(work, formats={**work.formats, **found})
 
 
 def _first_probes(work: GraphWork) -> list[Probe]:
