@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from vlmport.graphs.half_tensors import HALF_LIMITS, magnitudes, narrowed
+from vlmport.graphs.half_tensors import HALF_LIMITS, HalfType, magnitudes, narrowed
 
 
 def test_rounds_to_nearest_ties_to_even() -> None:
@@ -17,12 +19,15 @@ def test_rounds_to_nearest_ties_to_even() -> None:
     np.testing.assert_array_equal(bfloat16.numpy(), values.astype(ml_dtypes.bfloat16))
 
 
-def test_limits_are_those_of_the_types() -> None:
-    for name, dtype in (("FLOAT16", np.float16), ("BFLOAT16", ml_dtypes.bfloat16)):
-        limits, about = HALF_LIMITS[name], ml_dtypes.finfo(dtype)  # type: ignore[index]
-        assert limits.largest == float(about.max)
-        assert limits.smallest_normal == float(about.smallest_normal)
-        assert limits.smallest == float(about.smallest_subnormal)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("FLOAT16", np.float16), ("BFLOAT16", ml_dtypes.bfloat16)]
+)
+def test_limits_are_those_of_the_types(name: HalfType, dtype: Any) -> None:
+    limits = HALF_LIMITS[name]
+    about: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    assert limits.largest == float(about.max)
+    assert limits.smallest_normal == float(about.smallest_normal)
+    assert limits.smallest == float(about.smallest_subnormal)
 
 
 def test_magnitudes_are_of_all_blocks_and_finite(monkeypatch: pytest.MonkeyPatch) -> None:
