@@ -63,7 +63,7 @@ def channel_scale(
     if not shared.any():
         return np.ones(len(groups), np.float32)
     scale = np.maximum(shared, _LEAST_SHARE * shared.max()) ** exponent
-    return (scale / np.sqrt(scale.max() * scale.min())).astype(np.float32)
+    return np.asarray(scale / np.sqrt(scale.max() * scale.min()), np.float32)
 
 
 def scaled_moment(

@@ -80,7 +80,7 @@ def compensated(
     for index in range(len(scale)):
         start = index * block_size
         block = slice(start, start + block_size)
-        target = weight[block] + matrix[:start, block].T @ error[:start]
+        target = np.asarray(weight[block] + matrix[:start, block].T @ error[:start], np.float32)
         scale[index] = searched_scale(target, limits, dtype, remaining[block])
         step = scale[index].astype(np.float32)
         for row in range(start, start + block_size):

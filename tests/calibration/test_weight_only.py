@@ -56,7 +56,9 @@ def quantize(
     seen: GraphStatistics | None = None,
 ) -> tuple[QuantizedLayer, ...]:
     layers = find_layers(model)
-    formats = asked if isinstance(asked, dict) else {layer.name: asked for layer in layers}
+    formats: dict[str, LayerFormat] = {}
+    for layer in layers:
+        formats[layer.name] = asked[layer.name] if isinstance(asked, dict) else asked
     told: list[int] = []
     results = quantize_weights_(model, layers, formats, method, seen or {}, told.append)
     assert told == [result.float_bytes for result in results]
