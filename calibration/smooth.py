@@ -100,9 +100,9 @@ def smoothing_scale(
 ) -> NDArray[np.float32]:
     """The divisor of each channel: amax(X_j) ** alpha / amax(W_j) ** (1 - alpha).
 
-    amax(W_j) is taken relative to the range of each output channel, since each has a scale of its
-    own: what a large weight costs is the share of that range (SmolLM2-135M: 1 to 6 dB less noise
-    at 0.5, 0.5 to 3 dB at 0.8, than with the plain magnitudes of the paper's weights per tensor).
+    amax(W_j) is the paper's. Taken relative to each output channel's range, since each has a scale
+    of its own, it made layers less noisy and the model no better (SmolLM2-135M, alpha 0.8:
+    perplexity +2.5 % in place of +1.9 %).
 
     Channels that share a scale count as one, with their largest activation and weight. A channel
     without activations or weights has nothing to balance and is left alone. The divisors'
@@ -120,10 +120,9 @@ def smoothing_scale(
     weight_amax = np.zeros(migration.channels)
     for layer in migration.layers:
         assert layer.weight.const_value is not None
-        weight = np.abs(layer.weight.const_value.numpy()).astype(np.float32)
-        widest = weight.max(axis=layer.input_axis, keepdims=True)
-        weight /= np.where(widest > 0, widest, 1)
-        weight_amax = np.maximum(weight_amax, weight.max(axis=layer.output_axis))
+        weight = np.abs(layer.weight.const_value.numpy())
+        rows = weight.max(axis=layer.output_axis).astype(np.float64)
+        weight_amax = np.maximum(weight_amax, rows)
     activation = _over_groups(migration, activation_amax.astype(np.float64))
     weight_amax = _over_groups(migration, weight_amax)
     alive = (activation > 0) & (weight_amax > 0)
