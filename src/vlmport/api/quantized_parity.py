@@ -84,6 +84,8 @@ def quantized_parity(options: ParityOptions, progress: Progress) -> QuantizedRep
         _check_against(options.against, options.bundle, manifest)
     progress.start("opening the bundle")
     bundle = open_bundle(options.bundle)
+    for image in options.images:
+        bundle.image_inputs(image)  # an unusable picture is told before PyTorch loads
     wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
     cases, skipped = select_cases(wanted, bundle)
     progress.start("loading the PyTorch model")
