@@ -121,10 +121,16 @@ class GraphRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What becomes of a bundle; graphs that are not named stay as they are."""
+    """What becomes of a bundle; graphs that are not named stay as they are.
+
+    Attributes:
+        graphs: the graphs that change.
+        kv_cache: element type of a float32 decoder's keys and values; "keep" for its own.
+    """
 
     __pydantic_config__ = _STRICT
     graphs: tuple[GraphRecipe, ...]
+    kv_cache: Literal["keep", "fp16"] = "keep"
     schema_version: int = RECIPE_SCHEMA_VERSION
 
     def graph(self, name: str) -> GraphRecipe:

@@ -14,6 +14,7 @@ from vlmport.api.collect import CollectOptions, collect
 from vlmport.api.default_samples import default_samples
 from vlmport.api.float_budget import keep_within_budget
 from vlmport.api.quantize_graphs import (
+    DECODER,
     first_probes,
     open_graphs,
     second_probes,
@@ -99,6 +100,7 @@ def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
     verify_files(options.bundle, manifest, hashes=True)
     _check_is_float(options.bundle, manifest)
     recipe = _recipe(options, manifest)
+    _check_half_cache(options.bundle, manifest, recipe)
     works = open_graphs(options.bundle, _files(manifest), recipe)
     with (
         new_bundle(options.target, error=CalibrationError) as folder,
@@ -106,9 +108,11 @@ def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
             prefix=f".{options.target.name}.", dir=options.target.parent
         ) as smoothed,
     ):
-        data = _Data(options, bool(first_probes(works)) or options.accuracy_budget is not None)
+        data = _Data(
+            options, bool(first_probes(works, recipe)) or options.accuracy_budget is not None
+        )
         source = options.bundle
-        statistics = data.collect(source, first_probes(works), "", progress)
+        statistics = data.collect(source, first_probes(works, recipe), "", progress)
         works = without_outliers(works, statistics)
         if smooth(works, statistics):
             # Weights that were scaled are read again from files, like all others.
@@ -135,7 +139,13 @@ def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
         target = _target_manifest(manifest, recipe)
         progress.start("quantizing", sum(_float_bytes(work) for work in works.values()))
         graphs = [
-            transform(work, statistics.get(name, {}), _ports(work, manifest, target), progress)
+            transform(
+                work,
+                statistics.get(name, {}),
+                _ports(work, manifest, target),
+                progress,
+                half_cache=recipe.kv_cache == "fp16",
+            )
             for name, work in works.items()
         ]
         progress.finish()
@@ -180,6 +190,16 @@ def _samples(options: QuantizeOptions) -> Sequence[CalibrationSample]:
     return samples[: options.max_samples]
 
 
+def _check_half_cache(bundle: Path, manifest: Manifest, recipe: Recipe) -> None:
+    is_float32 = manifest.precision == "float32" and recipe.graph(DECODER).compute == "keep"
+    if recipe.kv_cache != "keep" and not (is_float32 and manifest.kv_layout.dtype == "float32"):
+        msg = (
+            f"{bundle}: a cache of its own element type is for decoders that compute in float32; "
+            "one in half precision has its cache in it already; leave --kv-cache out"
+        )
+        raise CalibrationError(msg)
+
+
 def _check_is_float(bundle: Path, manifest: Manifest) -> None:
     quantization = manifest.quantization
     if quantization is not None and quantization.has_integer_layers:
@@ -215,13 +235,14 @@ def _joined(first: Statistics, second: Statistics) -> Statistics:
 
 def _target_manifest(manifest: Manifest, recipe: Recipe) -> Manifest:
     """In half precision if every graph that hands something on is; the logits stay float32."""
-    passed_on = (*manifest.image_graphs, "embed_tokens", "decoder")
+    cache = manifest.kv_layout.dtype if recipe.kv_cache == "keep" else _PRECISIONS[recipe.kv_cache]
+    passed_on = (*manifest.image_graphs, "embed_tokens", DECODER)
     computes = {recipe.graph(name).compute for name in passed_on}
-    if len(computes) != 1 or computes == {"keep"}:
-        return manifest
-    precision = _PRECISIONS[computes.pop()]
+    precision = manifest.precision
+    if len(computes) == 1 and computes != {"keep"}:
+        cache = precision = _PRECISIONS[computes.pop()]
     return replace(
-        manifest, precision=precision, kv_layout=replace(manifest.kv_layout, dtype=precision)
+        manifest, precision=precision, kv_layout=replace(manifest.kv_layout, dtype=cache)
     )
 
 

@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from vlmport.api.quantize_report import GraphReport
 from vlmport.calibration.activation_int8 import quantize_activations_
+from vlmport.calibration.half_cache import half_cache_
 from vlmport.calibration.half_precision import half_precision_, half_probes
 from vlmport.calibration.layers import find_layers
 from vlmport.calibration.outliers import outlier_layers
-from vlmport.calibration.recipe import layer_formats
+from vlmport.calibration.recipe import GraphRecipe, layer_formats
 from vlmport.calibration.smooth import smooth_
 from vlmport.calibration.statistics import Probe
 from vlmport.calibration.weight_only import quantize_weights_
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from vlmport.api.progress import Progress
     from vlmport.calibration.activation_int8 import ActivationRange
     from vlmport.calibration.layers import Layer
-    from vlmport.calibration.recipe import GraphRecipe, LayerFormat, Recipe
+    from vlmport.calibration.recipe import LayerFormat, Recipe
     from vlmport.calibration.statistics import GraphStatistics, Statistics
     from vlmport.calibration.weight_only import QuantizedLayer
 
 __all__ = [
+    "DECODER",
     "GraphWork",
     "first_probes",
     "open_graphs",
@@ -38,6 +40,8 @@ __all__ = [
     "transform",
     "without_outliers",
 ]
+
+DECODER = "decoder"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +88,7 @@ def open_graphs(
         CalibrationError: if a rule of the recipe names no layer.
     """
     works = {}
-    for part in recipe.graphs:
+    for part in _parts(recipe):
         if only not in (None, part.graph):
             continue
         model = ir.load(bundle / files[part.graph])
@@ -95,13 +99,22 @@ def open_graphs(
     return works
 
 
-def first_probes(works: Mapping[str, GraphWork]) -> dict[str, list[Probe]]:
+def _parts(recipe: Recipe) -> tuple[GraphRecipe, ...]:
+    """Of each graph that changes, the decoder for its cache among them."""
+    if recipe.kv_cache == "keep" or any(part.graph == DECODER for part in recipe.graphs):
+        return recipe.graphs
+    return (*recipe.graphs, GraphRecipe(DECODER))
+
+
+def first_probes(works: Mapping[str, GraphWork], recipe: Recipe) -> dict[str, list[Probe]]:
     """What has to be known before anything is changed, by graph.
 
     Ranges and distributions of what "int8" layers read, second moments for AWQ and GPTQ, ranges of
     all values for half precision.
     """
     wanted = {name: _first_probes(work) for name, work in works.items()}
+    if recipe.kv_cache != "keep":
+        wanted[DECODER] += half_probes(works[DECODER].model)
     return {name: probes for name, probes in wanted.items() if probes}
 
 
@@ -137,6 +150,8 @@ def transform(
     statistics: GraphStatistics,
     float32_ports: Collection[str],
     progress: Progress,
+    *,
+    half_cache: bool = False,
 ) -> GraphReport:
     """Quantizes the weights and activations of a graph, then converts what is left.
 
@@ -145,12 +160,15 @@ def transform(
         statistics: of its values; of the smoothed graph if it was smoothed.
         float32_ports: inputs and outputs that stay float32 in a graph of half precision.
         progress: is told of the float bytes of quantized weights.
+        half_cache: whether a float32 decoder's cache becomes float16.
 
     Raises:
         CalibrationError: if statistics are missing, or a weight cannot be quantized.
     """
     weights, activations = quantize_layers(work, statistics, progress)
     recipe, half = work.recipe, None
+    if half_cache and recipe.graph == DECODER:
+        half_cache_(work.model, statistics)
     if recipe.compute != "keep":
         half = half_precision_(work.model, recipe.compute, statistics, float32_ports)
     return GraphReport(recipe.graph, recipe.compute, dict(work.formats), weights, activations, half)

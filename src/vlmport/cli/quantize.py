@@ -71,6 +71,10 @@ def quantize_command(
             help="SmoothQuant's alpha, for INT8 activations: 0 to 1, or -1 for none.",
         ),
     ] = 0.5,
+    kv_cache: Annotated[
+        Literal["keep", "fp16"],
+        typer.Option(help="Element type of keys and values of a decoder that computes in float32."),
+    ] = "keep",
     keep_float: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +119,7 @@ def quantize_command(
             tuple((graph, wanted) for graph, wanted in named.items() if wanted is not None),
             WeightMethod(rounding, int(block_size)),  # type: ignore[arg-type]  # one of the choices
             ActivationMethod(observer, smoothing=None if smoothing < 0 else smoothing),
+            kv_cache,
             recipe,
         ),
         calibration=calibration,
