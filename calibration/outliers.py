@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTLIER_RATIO", "outlier_layers", "outlier_ratio"]
 
-# SmolLM2-135M: down projections of 6 of 30 layers lie between 27 and 2500, all other layers below
-# 16 (down projections) or 12.
-OUTLIER_RATIO = 20.0
+# SmolLM2-135M, W8A8 smoothed with alpha 0.8: perplexity rises by 1.8 % without the 3 layers beyond
+# 100 and by 1.9 % without the 6 beyond 20, both +- 0.4 %, so the others need no exception.
+OUTLIER_RATIO = 100.0
 _USUAL_PERCENT = 99.9
 
 
