@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from vlmport.errors import CalibrationError, close_matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vlmport.calibration.layers import Layer
@@ -71,7 +71,7 @@ class WeightMethod:
     """
 
     __pydantic_config__ = _STRICT
-    rounding: Literal["nearest", "awq", "gptq", "awq+gptq"] = "awq+gptq"
+    rounding: Literal["nearest", "awq", "gptq", "awq+gptq"] = "gptq"
     block_size: Literal[32, 64, 128] = 32
     int8_rounding: Literal["nearest", "gptq"] = "nearest"
 
@@ -91,10 +91,10 @@ class ActivationMethod:
     """
 
     __pydantic_config__ = _STRICT
-    observer: Literal["min_max", "percentile", "entropy", "mse"] = "mse"
+    observer: Literal["min_max", "percentile", "entropy", "mse"] = "min_max"
     percentile: float = 99.99
-    smoothing: float | None = 0.5
-    outlier_ratio: float | None = 20.0
+    smoothing: float | None = 0.8
+    outlier_ratio: float | None = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,8 @@ class GraphRecipe:
         graph: its name in the manifest.
         layers: the format of its layers.
         compute: element type of everything else.
+        output_head: the format of the layer that makes the logits; None for that of the others.
+        convolutions: the format of convolutions; None for that of the others.
         rules: exceptions; the first that fits a layer holds.
         weights: see `WeightMethod`.
         activations: see `ActivationMethod`.
@@ -114,6 +116,8 @@ class GraphRecipe:
     graph: str
     layers: LayerFormat = "float"
     compute: Compute = "keep"
+    output_head: LayerFormat | None = None
+    convolutions: LayerFormat | None = None
     rules: tuple[LayerRule, ...] = ()
     weights: WeightMethod = WeightMethod()
     activations: ActivationMethod = ActivationMethod()
@@ -195,10 +199,14 @@ def layer_formats(recipe: GraphRecipe, layers: Sequence[Layer]) -> Mapping[str, 
 
 
 def _format(recipe: GraphRecipe, layer: Layer) -> LayerFormat:
-    fitting: Iterator[LayerFormat] = (
-        rule.format for rule in recipe.rules if rule_fits(rule, layer)
-    )
-    return next(fitting, recipe.layers)
+    for rule in recipe.rules:
+        if rule_fits(rule, layer):
+            return rule.format
+    if recipe.output_head is not None and layer.makes_logits:
+        return recipe.output_head
+    if recipe.convolutions is not None and layer.operator == "Conv":
+        return recipe.convolutions
+    return recipe.layers
 
 
 def rule_fits(rule: LayerRule, layer: Layer) -> bool:

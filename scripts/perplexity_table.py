@@ -75,11 +75,11 @@ WAYS = (
         "int8 (W8A8), min-max, not smoothed",
         _int8(ActivationMethod("min_max", smoothing=None, outlier_ratio=None)),
     ),
-    Way("int4, block 32, awq+gptq", _int4("awq+gptq"), 6.0),
-    Way("int4, block 32, gptq", _int4("gptq")),
+    Way("int4, block 32, gptq", _int4("gptq"), 6.0),
+    Way("int4, block 32, awq+gptq", _int4("awq+gptq")),
     Way("int4, block 32, awq", _int4("awq")),
     Way("int4, block 32, nearest", _int4("nearest")),
-    Way("int4, block 64, awq+gptq", _int4("awq+gptq", 64)),
+    Way("int4, block 64, gptq", _int4("gptq", 64)),
 )
 
 

@@ -173,11 +173,11 @@ def _precision_faults(manifest: Manifest) -> Iterator[str]:
             continue
         for ports, specs in (("inputs", graph.inputs), ("outputs", graph.outputs)):
             for place, spec in enumerate(specs):
-                expected = _decoder_dtype(spec.name, precision, cache)
-                if expected is not None and spec.dtype != expected:
+                wanted = _decoder_dtype(spec.name, precision, cache)
+                if wanted is not None and spec.dtype != wanted:
                     yield (
                         f"graphs[{index}].{ports}[{place}].dtype: {spec.name[:60]} is "
-                        f'"{spec.dtype[:60]}"; expected "{expected}", as precision is '
+                        f'"{spec.dtype[:60]}"; expected "{wanted}", as precision is '
                         f'"{precision}" and the cache "{cache}"'
                     )
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from vlmport.api.quantize_report import GraphReport
 from vlmport.calibration.activation_int8 import quantize_activations_
+from vlmport.calibration.attention_inputs import feeds_attention
 from vlmport.calibration.half_cache import half_cache_
 from vlmport.calibration.half_precision import half_precision_, half_probes
 from vlmport.calibration.layers import find_layers
@@ -42,6 +43,11 @@ __all__ = [
 ]
 
 DECODER = "decoder"
+# Most heads attend to the first token from every later one, so that an error of its key or value
+# is one of every token; in a second moment it is one position of hundreds. In SmolLM2-135M, INT4
+# of q, k and v alone raised the perplexity by 12.8 %; with a weight of 100 by 2.0 %, of 1000 by
+# 1.1 %. Weighted in other layers as well it did harm.
+_FIRST_POSITION_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -222,9 +228,11 @@ def _first_probes(work: GraphWork) -> list[Probe]:
 
 def _probe(layer: Layer, *, histogram: bool = False, moment: bool = False) -> Probe:
     assert layer.activation.name is not None
+    rests_on_first = moment and feeds_attention(layer)
     return Probe(
         layer.activation.name,
         1 if layer.operator == "Conv" else -1,
         histogram=histogram,
         second_moment=moment,
+        first_position_weight=_FIRST_POSITION_WEIGHT if rests_on_first else 1.0,
     )
