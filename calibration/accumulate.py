@@ -49,6 +49,7 @@ def merged_probes(probes: Iterable[Probe]) -> tuple[Probe, ...]:
             channels=probe.channels or other.channels,
             histogram=probe.histogram or other.histogram,
             second_moment=probe.second_moment or other.second_moment,
+            first_position_weight=max(probe.first_position_weight, other.first_position_weight),
         )
     return tuple(merged.values())
 
@@ -77,12 +78,19 @@ class ValueAccumulator:
         self._second_moment = start.second_moment if start else None
         self._rows: list[NDArray[np.float32]] = []
 
-    def update(self, array: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> None:
+    def update(
+        self,
+        array: NDArray[Any],
+        valid: NDArray[np.bool_] | None = None,
+        *,
+        begins: bool = False,
+    ) -> None:
         """Takes in one computed value.
 
         Args:
             array: floating; the channels lie on the probe's axis.
             valid: bool, of the array's shape without the channels' axis: positions that count.
+            begins: whether the first position is that of a sequence.
 
         Raises:
             CalibrationError: if the value is not floating, or holds NaN or infinity.
@@ -109,7 +117,11 @@ class ValueAccumulator:
         self._positions += len(rows)
         if self.probe.second_moment:
             # A view would keep the whole output of the run alive.
-            self._rows.append(rows.copy() if len(rows) < _ROWS else rows)
+            weight = self.probe.first_position_weight if begins else 1.0
+            kept = rows.copy() if len(rows) < _ROWS or weight != 1.0 else rows
+            if weight != 1.0:
+                kept[0] *= np.float32(math.sqrt(weight))
+            self._rows.append(kept)
             if sum(map(len, self._rows)) >= _ROWS:
                 self.flush()
 

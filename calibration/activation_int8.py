@@ -132,7 +132,7 @@ def _product(layer: Layer, step: NDArray[np.floating]) -> Int8Product:
     weight = ir.LazyTensor(
         integers,
         dtype=ir.DataType.INT8,
-        shape=ir.Shape(tuple(source.shape)),
+        shape=ir.Shape(source.shape.numpy()),
         name=name,
         metadata_props={RECIPE_KEY: f"{recipe} | int8"},
     )

@@ -44,7 +44,7 @@ class SearchedScale:
 def channel_scale(
     magnitude: NDArray[np.float64], groups: NDArray[np.int64], exponent: float
 ) -> NDArray[np.float32]:
-    """Magnitude ** exponent, so normalized that the largest and smallest are each other's inverse.
+    """A power of the magnitudes, the largest and the smallest each other's inverse.
 
     Args:
         magnitude: float64 [in_channels], root mean square of each activation channel.
@@ -63,7 +63,7 @@ def channel_scale(
     if not shared.any():
         return np.ones(len(groups), np.float32)
     scale = np.maximum(shared, _LEAST_SHARE * shared.max()) ** exponent
-    return (scale / np.sqrt(scale.max() * scale.min())).astype(np.float32)
+    return np.asarray(scale / np.sqrt(scale.max() * scale.min()), np.float32)
 
 
 def scaled_moment(
@@ -71,7 +71,8 @@ def scaled_moment(
 ) -> NDArray[np.float32]:
     """The second moment of x / scale, from that of x."""
     inverse = (1 / scale.astype(np.float64)).astype(np.float32)
-    return second_moment * inverse[:, None] * inverse
+    scaled: NDArray[np.float32] = second_moment * inverse[:, None] * inverse
+    return scaled
 
 
 def search_scale(

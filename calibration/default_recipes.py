@@ -47,4 +47,10 @@ def _part(graph: str, precision: TargetPrecision) -> GraphRecipe | None:
         return GraphRecipe(graph, compute=precision) if graph in _CONVERTED else None
     if precision == "float" or graph not in _QUANTIZED:
         return None
+    if precision == "int8":
+        # The head's activations decide between tokens that are nearly as likely; a convolution
+        # reads pixels, and ONNX Runtime fuses none that gives out floats.
+        return GraphRecipe(
+            graph, layers="int8", output_head="int8-weight-only", convolutions="float"
+        )
     return GraphRecipe(graph, layers=precision)

@@ -46,7 +46,7 @@ def descended(
     values, scale = rounded.values.copy(), rounded.scale.copy()
     block_size = len(values) // len(scale)
     # Half the derivative of the error by the rounded weight, with the sign turned.
-    pull = second_moment @ (weight - dequantize(rounded))
+    pull = np.asarray(second_moment @ (weight - dequantize(rounded)), np.float32)
     for _ in range(sweeps):
         for index in range(len(scale)):
             block = slice(index * block_size, (index + 1) * block_size)

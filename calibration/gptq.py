@@ -80,7 +80,7 @@ def compensated(
     for index in range(len(scale)):
         start = index * block_size
         block = slice(start, start + block_size)
-        target = weight[block] + matrix[:start, block].T @ error[:start]
+        target = np.asarray(weight[block] + matrix[:start, block].T @ error[:start], np.float32)
         scale[index] = searched_scale(target, limits, dtype, remaining[block])
         step = scale[index].astype(np.float32)
         for row in range(start, start + block_size):
@@ -109,4 +109,7 @@ def output_error(
         float64 [out_channels], the diagonal of E^T H E.
     """
     error = weight - rounded
-    return np.einsum("io,io->o", error, second_moment @ error, dtype=np.float64)
+    squares: NDArray[np.float64] = np.einsum(
+        "io,io->o", error, second_moment @ error, dtype=np.float64
+    )
+    return squares

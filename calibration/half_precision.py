@@ -102,12 +102,9 @@ def half_precision_(
     if kind == "bf16":
         reasons.update(dict.fromkeys(_makers_of_logits(model), "logits"))
     weights = find_weights(model, dtype)
-    findings = {
-        finding.node: finding
-        for finding in (*weights, *find_ranges(model, dtype, statistics or {}))
-        if finding.node not in reasons
-    }
-    _check_ports(model, findings, float32_ports, kind)
+    found = (*weights, *find_ranges(model, dtype, statistics or {}))
+    _check_ports(model, {finding.node: finding for finding in found}, float32_ports, kind)
+    findings = {finding.node: finding for finding in found if finding.node not in reasons}
     unseen = tuple(p.value for p in half_probes(model) if p.value not in (statistics or {}))
     nodes = list(model.graph)
     ConvertPrecisionPass(

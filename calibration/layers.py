@@ -54,6 +54,15 @@ class Layer:
         return int(self.weight.shape.numpy()[self.output_axis])
 
     @property
+    def makes_logits(self) -> bool:
+        """Whether the output is the graph's output "logits", but for a bias, a cap or a cast."""
+        value: ir.Value | None = self.node.outputs[0]
+        while value is not None and not value.is_graph_output():
+            readers = [use.node for use in value.uses()]
+            value = readers[0].outputs[0] if len(readers) == 1 else None
+        return value is not None and value.name == "logits"
+
+    @property
     def in_channels(self) -> int:
         """Length of the axis that is summed over (Conv: without the kernel's extent)."""
         assert self.weight.shape is not None

@@ -188,8 +188,8 @@ def _initializer(model: ir.Model, constant: ScaledConstant) -> ir.Value:
     constant.node.replace_input_with(constant.index, weight)
     model.graph.remove(total, safe=True)
     for source in sources:
-        if not source.uses() and source.name in model.graph.initializers:
-            del model.graph.initializers[source.name]
+        if not source.uses():
+            model.graph.initializers.pop(str(source.name), None)
     model.graph.initializers.add(weight)
     return weight
 
@@ -207,7 +207,7 @@ def _multiply(weight: ir.Value, factor: NDArray[np.floating]) -> None:
     weight.const_value = ir.LazyTensor(
         compute,
         dtype=old.dtype,
-        shape=ir.Shape(tuple(old.shape)),
+        shape=ir.Shape(old.shape.numpy()),
         name=weight.name,
         metadata_props=dict(old.metadata_props),
     )

@@ -71,7 +71,7 @@ class WeightMethod:
     """
 
     __pydantic_config__ = _STRICT
-    rounding: Literal["nearest", "awq", "gptq", "awq+gptq"] = "awq+gptq"
+    rounding: Literal["nearest", "awq", "gptq", "awq+gptq"] = "gptq"
     block_size: Literal[32, 64, 128] = 32
     int8_rounding: Literal["nearest", "gptq"] = "nearest"
 
@@ -85,12 +85,16 @@ class ActivationMethod:
         percentile: share of the values, in percent, that "percentile" keeps inside the range.
         smoothing: how far channels' ranges are moved from activations into weights before: 0 not
             at all, 1 wholly; SmoothQuant's alpha (Xiao et al. 2022, equation 4). None for none.
+        outlier_ratio: how many times its 99.9th percentile an activation may reach; the layer of
+            one that reaches further becomes "int8-weight-only" (`vlmport.calibration.outliers`).
+            None for any number.
     """
 
     __pydantic_config__ = _STRICT
-    observer: Literal["min_max", "percentile", "entropy", "mse"] = "mse"
+    observer: Literal["min_max", "percentile", "entropy", "mse"] = "min_max"
     percentile: float = 99.99
-    smoothing: float | None = 0.5
+    smoothing: float | None = 0.8
+    outlier_ratio: float | None = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,8 @@ class GraphRecipe:
         graph: its name in the manifest.
         layers: the format of its layers.
         compute: element type of everything else.
+        output_head: the format of the layer that makes the logits; None for that of the others.
+        convolutions: the format of convolutions; None for that of the others.
         rules: exceptions; the first that fits a layer holds.
         weights: see `WeightMethod`.
         activations: see `ActivationMethod`.
@@ -110,6 +116,8 @@ class GraphRecipe:
     graph: str
     layers: LayerFormat = "float"
     compute: Compute = "keep"
+    output_head: LayerFormat | None = None
+    convolutions: LayerFormat | None = None
     rules: tuple[LayerRule, ...] = ()
     weights: WeightMethod = WeightMethod()
     activations: ActivationMethod = ActivationMethod()
@@ -117,10 +125,16 @@ class GraphRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What becomes of a bundle; graphs that are not named stay as they are."""
+    """What becomes of a bundle; graphs that are not named stay as they are.
+
+    Attributes:
+        graphs: the graphs that change.
+        kv_cache: element type of a float32 decoder's keys and values; "keep" for its own.
+    """
 
     __pydantic_config__ = _STRICT
     graphs: tuple[GraphRecipe, ...]
+    kv_cache: Literal["keep", "fp16"] = "keep"
     schema_version: int = RECIPE_SCHEMA_VERSION
 
     def graph(self, name: str) -> GraphRecipe:
@@ -185,8 +199,14 @@ def layer_formats(recipe: GraphRecipe, layers: Sequence[Layer]) -> Mapping[str, 
 
 
 def _format(recipe: GraphRecipe, layer: Layer) -> LayerFormat:
-    fitting = (rule.format for rule in recipe.rules if rule_fits(rule, layer))
-    return next(fitting, recipe.layers)
+    for rule in recipe.rules:
+        if rule_fits(rule, layer):
+            return rule.format
+    if recipe.output_head is not None and layer.makes_logits:
+        return recipe.output_head
+    if recipe.convolutions is not None and layer.operator == "Conv":
+        return recipe.convolutions
+    return recipe.layers
 
 
 def rule_fits(rule: LayerRule, layer: Layer) -> bool:

@@ -76,7 +76,8 @@ def amax_scale(block: NDArray[np.float32], limits: IntegerRange) -> NDArray[np.f
     """
     high = np.maximum(block.max(axis=0), 0).astype(np.float64) / limits.highest
     low = np.minimum(block.min(axis=0), 0).astype(np.float64) / limits.lowest
-    return np.maximum(high, low)
+    scale: NDArray[np.float64] = np.maximum(high, low)
+    return scale
 
 
 def searched_scale(

@@ -185,7 +185,7 @@ def _check_uses(path: ScalePath, is_reader: Callable[[ir.Node, int], bool]) -> N
 def _is_constant(value: ir.Value) -> bool:
     if value.is_initializer():
         return True
-    # Gemma's norms store their weight less 1.
+    # Norms of some models store their weight less 1.
     node = value.producer()
     return (
         node is not None

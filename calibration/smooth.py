@@ -100,6 +100,10 @@ def smoothing_scale(
 ) -> NDArray[np.float32]:
     """The divisor of each channel: amax(X_j) ** alpha / amax(W_j) ** (1 - alpha).
 
+    amax(W_j) is the paper's. Taken relative to each output channel's range, since each has a scale
+    of its own, it made layers less noisy and the model no better (SmolLM2-135M, alpha 0.8:
+    perplexity +2.5 % in place of +1.9 %).
+
     Channels that share a scale count as one, with their largest activation and weight. A channel
     without activations or weights has nothing to balance and is left alone. The divisors'
     geometric mean is 1: a common factor changes nothing after quantization, and so neither half

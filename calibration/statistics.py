@@ -24,6 +24,8 @@ class Probe:
         histogram: whether the distribution of magnitudes is collected (observers).
         second_moment: whether the sum of outer products of the channels is collected (AWQ, GPTQ);
             takes 4 x channels^2 bytes.
+        first_position_weight: how often the first position of a sequence counts in the second
+            moment. Attention rests on it far more often than it occurs.
     """
 
     value: str
@@ -31,6 +33,7 @@ class Probe:
     channels: bool = True
     histogram: bool = False
     second_moment: bool = False
+    first_position_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +60,8 @@ class ValueStatistics:
         smallest_magnitude: smallest |x| > 0; infinity if all were 0.
         channel_amax: float32 [channels], largest |x| of each channel, or None.
         histogram: distribution of |x|, or None.
-        second_moment: float32 [channels, channels], sum over positions of x x^T, or None.
+        second_moment: float32 [channels, channels], sum over positions of x x^T, the
+            first of each sequence weighted as the probe says, or None.
     """
 
     positions: int

@@ -61,10 +61,14 @@ def narrowed(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
 
 
 def magnitudes(tensor: ir.TensorProtocol) -> tuple[float, float]:
-    """Largest |x|, and smallest |x| > 0 (infinity if there is none), in blocks of 16 MiB."""
+    """Largest finite |x|, and smallest |x| > 0 (infinity if there is none).
+
+    Read in blocks of 16 MiB. An infinity is one in half precision too.
+    """
     largest, smallest = 0.0, float("inf")
     for block in _blocks(tensor.numpy()):
         absolute = np.abs(block)
+        absolute = absolute[np.isfinite(absolute)]
         largest = max(largest, float(absolute.max(initial=0.0)))
         absolute[absolute == 0] = np.inf
         smallest = min(smallest, float(absolute.min(initial=np.inf)))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["save_model", "weight_bytes"]
 
-# Constants of shapes and axes stay in the graph's file; a scale of 64 channels is a weight.
+# Constants of shapes and axes stay in the graph's file.
 _LARGEST_INLINE_BYTES = 256
 # ONNX Runtime maps external data; offsets on page boundaries keep the mapping aligned.
 _ALIGNMENT = 4096
@@ -59,5 +59,15 @@ def _weights(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
     return [
         (value, value.const_value)
         for value in model.graph.initializers.values()
-        if value.const_value is not None and value.const_value.nbytes > _LARGEST_INLINE_BYTES
+        if value.const_value is not None and _is_weight(value.const_value)
     ]
+
+
+def _is_weight(tensor: ir.TensorProtocol) -> bool:
+    """Anything large, and every row of floats.
+
+    TensorRT-RTX 1.7 refuses a graph with two LayerNormalizations of 32 channels whose weights lie
+    in the graph's own file ("Weights of same values but of different counts").
+    """
+    is_row = tensor.dtype.is_floating_point() and len(tensor.shape) > 0
+    return is_row or tensor.nbytes > _LARGEST_INLINE_BYTES

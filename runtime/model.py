@@ -225,9 +225,9 @@ class VisionLanguageModel:
         Raises:
             BundleError: if the graph cannot be loaded.
         """
-        return VisionLanguageModel(
-            self.manifest, self.tokenizer, self._backend.with_graph(graph, path)
-        )
+        assert isinstance(self._backend, OnnxRuntimeBackend)  # what `load` opens
+        changed = self._backend.with_graph(graph, path)
+        return VisionLanguageModel(self.manifest, self.tokenizer, changed)
 
     def prepare(self, image: str | os.PathLike[str] | Image.Image) -> PreparedImage:
         """Loads and preprocesses one picture.

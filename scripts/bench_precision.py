@@ -15,7 +15,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from benching import (
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CONTEXT, _STEPS = 512, 32
-# Random weights say nothing about accuracy, so the quick way of rounding will do.
-_NEAREST = "nearest"
+_BLOCKS: tuple[Literal[32, 128], ...] = (32, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +67,14 @@ _VARIANTS = (
         0.27,
     ),
     _Variant("int8-weight-only", RecipeOptions("int8-weight-only"), {"decode": 2.5}, 0.27),
-    *(
+    *(  # random weights say nothing about accuracy: the quick way of rounding will do
         _Variant(
             f"int4-block{block}",
-            RecipeOptions("int4", weights=WeightMethod(_NEAREST, block)),
+            RecipeOptions("int4", weights=WeightMethod("nearest", block)),
             {"decode": 4.0},
             0.16,
         )
-        for block in (32, 128)
+        for block in _BLOCKS
     ),
 )
 

@@ -60,7 +60,9 @@ PRECISIONS = (
     Precision("int8", RecipeOptions("int8"), 1.0),
     Precision(
         "int8, min-max, not smoothed",
-        RecipeOptions("int8", activations=ActivationMethod("min_max", smoothing=None)),
+        RecipeOptions(
+            "int8", activations=ActivationMethod("min_max", smoothing=None, outlier_ratio=None)
+        ),
         None,
     ),
     Precision("int8-weight-only", RecipeOptions("int8-weight-only"), 1.0),

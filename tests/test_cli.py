@@ -36,7 +36,8 @@ def test_each_verb_has_help_with_an_example(run_cli: RunCli, verb: str) -> None:
 FORMS = {
     "export": """CHECKPOINT BUNDLE --max-length --precision --overwrite --family-file --mask-decoder
         --prompt-template""",
-    "parity": "CHECKPOINT BUNDLE --image --prompt --max-new-tokens --json --html --family-file",
+    "parity": """CHECKPOINT BUNDLE --image --prompt --max-new-tokens --against --json --html
+        --family-file""",
     "generate": """BUNDLE --image --prompt --messages --max-new-tokens --stop --json --temperature
         --seed --top-k --top-p --min-p --repetition-penalty --frequency-penalty
         --presence-penalty""",
@@ -153,9 +154,21 @@ def test_the_exit_code_of_parity_follows_its_verdict(
     run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, verdict: str, code: int
 ) -> None:
     report = SimpleNamespace(verdict=verdict)
+    quantized = "vlmport.api.quantized_parity"
+    monkeypatch.setattr(f"{quantized}.has_integer_layers", lambda _: False)
     monkeypatch.setattr("vlmport.api.parity.parity", lambda *_: report)
     monkeypatch.setattr("vlmport.api.parity_render.print_report", lambda *_: None)
     assert run_cli("parity", "checkpoint", "bundle")[0] == code
+    monkeypatch.setattr(f"{quantized}.has_integer_layers", lambda _: True)
+    monkeypatch.setattr(f"{quantized}.quantized_parity", lambda *_: report)
+    monkeypatch.setattr("vlmport.api.quantized_render.print_quantized_report", lambda *_: None)
+    assert run_cli("parity", "checkpoint", "bundle")[0] == code
+
+
+def test_parity_tells_that_there_is_no_bundle(run_cli: RunCli, tmp_path: Path) -> None:
+    code, _, error = run_cli("parity", tmp_path, tmp_path / "nothing")
+    assert code == 1
+    assert "nothing" in error
 
 
 def test_an_unknown_precision_is_wrong_usage(run_cli: RunCli, tmp_path: Path) -> None:

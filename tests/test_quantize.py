@@ -98,6 +98,19 @@ def test_a_bundle_in_half_precision_says_so(quantize: Quantize) -> None:
     assert manifest.graph("decoder").outputs[0].dtype == "float32"
 
 
+def test_a_float32_decoder_may_keep_its_cache_in_float16(
+    quantize: Quantize, trained_bundle: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    out = quantize("--decoder", "int8-weight-only", "--kv-cache", "fp16")
+    manifest = load_manifest(out)
+    assert (manifest.precision, manifest.kv_layout.dtype) == ("float32", "float16")
+    assert answers(out) == answers(trained_bundle)
+    half = quantize("--precision", "fp16", "--overwrite")
+    code, _, err = run_cli("quantize", half, tmp_path / "again", "--kv-cache", "fp16")
+    assert code == 1
+    assert "leave --kv-cache out" in " ".join(err.split())
+
+
 def test_the_recipe_in_a_bundle_makes_it_again(
     quantize: Quantize, run_cli: RunCli, trained_bundle: Path, tmp_path: Path
 ) -> None:

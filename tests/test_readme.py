@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/structure.md", "docs/families/adding.md", "docs/evaluation.md")
+PAGES = (
+    "README.md",
+    "docs/structure.md",
+    "docs/families/adding.md",
+    "docs/evaluation.md",
+    "docs/quantization.md",
+    "docs/quantization/accuracy.md",
+    "docs/quantization/calibration-data.md",
+    "docs/quantization/half-precision.md",
+    "docs/quantization/kv-cache.md",
+    "docs/measurements/precision.md",
+)
 
 
 def text_of(page: str) -> str:

@@ -131,7 +131,7 @@ def _packed(values: NDArray[np.int8]) -> NDArray[np.uint8]:
 def _value(tensor: ir.TensorProtocol) -> ir.Value:
     return ir.Value(
         name=tensor.name,
-        shape=ir.Shape(tuple(tensor.shape)),
+        shape=ir.Shape(tuple(tensor.shape.numpy())),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )

@@ -131,7 +131,7 @@ def _initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.V
 def _add(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
     value = ir.Value(
         name=tensor.name,
-        shape=ir.Shape(tuple(tensor.shape)),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )

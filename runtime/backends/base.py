@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
-    from typing import Self
 
     import numpy as np
     from numpy.typing import NDArray
@@ -65,8 +63,4 @@ class Backend(Protocol):
 
     def start(self, batch: int, max_length: int) -> Decoding:
         """Makes an empty cache for `batch` rows that will hold at most `max_length` tokens."""
-        ...
-
-    def with_graph(self, graph: str, path: Path) -> Self:
-        """A backend with one graph replaced by another of the same ports; the others are shared."""
         ...

@@ -347,6 +347,13 @@ class Manifest:
         return any(graph.name == name for graph in self.graphs)
 
     @property
+    def precision_words(self) -> str:
+        """For people: the element type of the ports, and what was quantized behind them."""
+        if self.quantization is None or not self.quantization.has_integer_layers:
+            return self.precision
+        return f"{self.precision}, {self.quantization.name}"
+
+    @property
     def image_graphs(self) -> tuple[str, ...]:
         """The graphs that turn a prepared image into image features, in their order."""
         names = {graph.name for graph in self.graphs}

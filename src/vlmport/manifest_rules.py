@@ -156,23 +156,37 @@ def _port_faults(field: str, graph: GraphSpec) -> Iterator[str]:
 
 
 def _precision_faults(manifest: Manifest) -> Iterator[str]:
-    """The cache and the decoder's ports must have the element type that the manifest names."""
-    precision = manifest.precision
-    if manifest.kv_layout.dtype != precision:
-        found = manifest.kv_layout.dtype[:60]
-        yield f'kv_layout.dtype: found "{found}"; expected "{precision}", as in precision'
+    """The decoder's ports must have the element types that the manifest names.
+
+    A float32 bundle may keep its cache in float16; attention then casts.
+    """
+    precision, cache = manifest.precision, manifest.kv_layout.dtype
+    allowed = ("float32", "float16") if precision == "float32" else (precision,)
+    if cache not in allowed:
+        expected = " or ".join(f'"{name}"' for name in allowed)
+        yield (
+            f'kv_layout.dtype: found "{cache[:60]}"; expected {expected}, as in precision '
+            f'("{precision}")'
+        )
     for index, graph in enumerate(manifest.graphs):
         if graph.name != "decoder":
             continue
         for ports, specs in (("inputs", graph.inputs), ("outputs", graph.outputs)):
             for place, spec in enumerate(specs):
-                expected = "float32" if spec.name == "logits" else precision
-                follows = spec.name in ("inputs_embeds", "logits") or "key_values." in spec.name
-                if follows and spec.dtype != expected:
+                wanted = _decoder_dtype(spec.name, precision, cache)
+                if wanted is not None and spec.dtype != wanted:
                     yield (
                         f"graphs[{index}].{ports}[{place}].dtype: {spec.name[:60]} is "
-                        f'"{spec.dtype[:60]}"; expected "{expected}", as precision is "{precision}"'
+                        f'"{spec.dtype[:60]}"; expected "{wanted}", as precision is '
+                        f'"{precision}" and the cache "{cache}"'
                     )
+
+
+def _decoder_dtype(port: str, precision: str, cache: str) -> str | None:
+    """What a port of the decoder has to be; None for those that are no floats."""
+    if "key_values." in port:
+        return cache
+    return {"inputs_embeds": precision, "logits": "float32"}.get(port)
 
 
 def _tensor_faults(field: str, spec: TensorSpec) -> Iterator[str]:

@@ -26,7 +26,7 @@ def weights(seed: int, rows: int, columns: int) -> np.ndarray:
 
 def exactly_damped(moment: np.ndarray, damping: float) -> np.ndarray:
     exact = moment.astype(np.float64)
-    return exact + np.eye(len(exact)) * np.diagonal(exact).mean() * damping
+    return np.asarray(exact + np.eye(len(exact)) * np.diagonal(exact).mean() * damping)
 
 
 def test_damping_adds_a_share_of_the_mean_to_the_diagonal() -> None:

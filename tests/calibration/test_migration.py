@@ -118,7 +118,6 @@ def _array(value: ir.Value) -> NDArray[np.float32]:
 
 def _activations(model: ir.Model, feeds: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     values = {str(layer.activation.name): layer.activation for layer in find_layers(model)}
-    kept = list(model.graph.outputs)
     for value in values.values():
         value.type = ir.TensorType(ir.DataType.FLOAT)
     model.graph.outputs.extend(values.values())
@@ -129,7 +128,6 @@ def _activations(model: ir.Model, feeds: Mapping[str, Any]) -> dict[str, NDArray
         if value.name.startswith("past_")
     }
     results = session.run(list(values), {**feeds, **cache})
-    del model.graph.outputs[len(kept) :]
     return dict(zip(values, map(np.asarray, results), strict=True))
 
 

@@ -56,7 +56,9 @@ def quantize(
     seen: GraphStatistics | None = None,
 ) -> tuple[QuantizedLayer, ...]:
     layers = find_layers(model)
-    formats = asked if isinstance(asked, dict) else {layer.name: asked for layer in layers}
+    formats: dict[str, LayerFormat] = {}
+    for layer in layers:
+        formats[layer.name] = asked[layer.name] if isinstance(asked, dict) else asked
     told: list[int] = []
     results = quantize_weights_(model, layers, formats, method, seen or {}, told.append)
     assert told == [result.float_bytes for result in results]
@@ -209,3 +211,49 @@ def test_a_weight_that_is_not_finite_names_the_module() -> None:
     source.numpy()[3, 5] = np.nan
     with pytest.raises(CalibrationError, match="second: its weight holds NaN"):
         quantize(model, "int8-weight-only", NEAREST)
+
+
+@pytest.mark.parametrize("rounding", ["awq", "awq+gptq"])
+def test_a_scaled_input_is_made_up_for_by_the_norm_before_it(rounding: Any, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    gain = np.exp(generator.normal(size=96)).astype(np.float32)
+    weight = generator.normal(size=(96, 48)).astype(np.float32)
+    body = """g (float[n, 96] x, float[96] gain, float[96, 48] w) => (float[n, 48] y)
+        { h = RMSNormalization(x, gain) y = MatMul(h, w) }"""
+    model = model_with(body, {"gain": gain, "w": weight})
+    x = correlated(96).astype(np.float32)
+    normal = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-5)
+    method = WeightMethod(rounding=rounding)
+    (result,) = quantize(model, "int4", method, statistics(h=normal * gain))
+    assert result.rounding == rounding
+    assert result.scale_exponent is not None
+    divided, values, step = (
+        model.graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
+        for name in ("gain", "w.int4", "w.scale")
+    )
+    scale = gain / divided
+    assert scale.max() / scale.min() > 1.5
+    scaled = values.astype(np.float64) * np.repeat(step, 32, axis=0)
+    (y,) = run_file(save(model, tmp_path), {"x": x})
+    expected = (normal * gain) @ (scaled / scale[:, None].astype(np.float64))
+    np.testing.assert_allclose(y, expected, atol=2e-5 * np.abs(expected).max())
+    wanted = (normal * gain) @ weight.astype(np.float64)
+    error = np.linalg.norm(y - wanted) / np.linalg.norm(wanted)
+    # The report's error comes from the second moment of the unscaled input alone.
+    assert result.output_error == pytest.approx(error, rel=1e-3)
+
+
+def test_an_input_that_an_int8_layer_reads_is_not_scaled() -> None:
+    generator = np.random.default_rng(0)
+    arrays = {"gain": np.ones(96), "v": generator.normal(size=(96, 48))}
+    arrays["w"] = generator.normal(size=(96, 48))
+    body = """g (float[n, 96] x, float[96] gain, float[96, 48] v, float[96, 48] w)
+        => (float[n, 48] y, float[n, 48] z)
+        { h = RMSNormalization(x, gain) y = MatMul(h, v) z = MatMul(h, w) }"""
+    model = model_with(body, {name: array.astype(np.float32) for name, array in arrays.items()})
+    seen = statistics(h=correlated(96) * np.exp(generator.normal(size=96)))
+    (result,) = quantize(model, {"v": "int8", "w": "int4"}, WeightMethod(rounding="awq"), seen)
+    assert result.scale_exponent is None
+    gain = model.graph.initializers["gain"].const_value
+    assert gain is not None
+    np.testing.assert_array_equal(gain.numpy(), 1)

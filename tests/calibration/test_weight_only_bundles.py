@@ -25,7 +25,7 @@ def test_every_layer_is_fused_and_every_graph_builds(
     for graph in sorted(exported(family).glob("*.onnx")):
         model = ir.load(graph)
         layers = find_layers(model)
-        formats = {layer.name: asked for layer in layers}
+        formats: dict[str, LayerFormat] = {layer.name: asked for layer in layers}
         results = quantize_weights_(
             model, layers, formats, WeightMethod(rounding="nearest"), {}, lambda _: None
         )
@@ -62,7 +62,7 @@ def random_statistics(layers: tuple[Layer, ...]) -> dict[str, ValueStatistics]:
 def test_scales_of_inputs_are_made_up_for(family: str, rounding: str, tmp_path: Path) -> None:
     """The graph computes with the scaled, rounded weights what a float graph does with them."""
     source = exported(family) / "decoder.onnx"
-    model, layers = ir.load(source), ()
+    model = ir.load(source)
     layers = find_layers(model)
     formats: dict[str, LayerFormat] = {layer.name: "int4" for layer in layers}
     method = WeightMethod(rounding=rounding)  # type: ignore[arg-type]  # one of its words

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from vlmport.calibration.layers import Layer, find_layers
 from vlmport.contract import Quantization, QuantizedGraph
@@ -89,7 +90,7 @@ def quantize_by_hand(
     return target
 
 
-def _array(layer: Layer) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _array(layer: Layer) -> NDArray[np.float32]:
     assert layer.weight.const_value is not None
     return np.asarray(layer.weight.const_value.numpy(), np.float32)
 
@@ -105,8 +106,8 @@ def _quantize(model: ir.Model, layer: Layer, form: HandFormat, fault: float) -> 
         scale = np.maximum(amax, 1e-12) / 7
         length = weight.shape[layer.input_axis]
         spread = np.repeat(scale, _BLOCK, layer.input_axis).take(range(length), layer.input_axis)
-        integers = np.clip(np.round(weight / spread), -8, 7).astype(ml_dtypes.int4)
-        tensor = ir.Tensor(integers, dtype=ir.DataType.INT4, name=f"{name}.int4")
+        nibbles: NDArray[Any] = np.clip(np.round(weight / spread), -8, 7).astype(ml_dtypes.int4)
+        tensor = ir.Tensor(nibbles, dtype=ir.DataType.INT4, name=f"{name}.int4")
     else:
         others = tuple(axis for axis in range(weight.ndim) if axis != layer.output_axis)
         scale = np.maximum(np.abs(weight).max(others), 1e-12) / 127
@@ -123,7 +124,7 @@ def _quantize(model: ir.Model, layer: Layer, form: HandFormat, fault: float) -> 
     del model.graph.initializers[str(name)]
 
 
-def _initializer(model: ir.Model, tensor: ir.Tensor) -> ir.Value:
+def _initializer(model: ir.Model, tensor: ir.Tensor[Any]) -> ir.Value:
     value = ir.Value(
         name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
     )

@@ -32,6 +32,7 @@ __all__ = [
     "measure",
     "open_session",
     "run_decoder",
+    "statistics_of",
     "whole_proto",
 ]
 
@@ -129,7 +130,8 @@ def measure(
         value.type = ir.TensorType(ir.DataType.FLOAT)
     model.graph.outputs.extend(inner)
     session = open_session(model)
-    del model.graph.outputs[known:]
+    while len(model.graph.outputs) > known:
+        model.graph.outputs.pop()
     for value, found in zip(inner, kept, strict=True):
         value.type = found
     seen: dict[str, list[NDArray[np.float32]]] = {str(value.name): [] for value in values}
@@ -138,19 +140,20 @@ def measure(
             array = call[name] if name in call else outputs[name]
             # Channels last, but for pictures.
             arrays.append(np.moveaxis(array, 1, -1) if array.ndim == 4 else array)
-    return {name: _statistics(arrays) for name, arrays in seen.items()}
+    return {name: statistics_of(arrays) for name, arrays in seen.items()}
 
 
-def _statistics(arrays: Sequence[NDArray[np.float32]]) -> ValueStatistics:
+def statistics_of(arrays: Sequence[NDArray[np.float32]]) -> ValueStatistics:
+    """All statistics but second moments of arrays [.., channels]."""
     rows = np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
     magnitudes = np.abs(rows)
-    width = float(magnitudes.max()) / 2048
+    width = float(magnitudes.max()) / 2048 or 1.0
     counts, _ = np.histogram(magnitudes, 2048, (0, width * 2048))
     return ValueStatistics(
         positions=len(rows),
         minimum=float(rows.min()),
         maximum=float(rows.max()),
-        smallest_magnitude=float(magnitudes[magnitudes > 0].min()),
+        smallest_magnitude=float(magnitudes[magnitudes > 0].min(initial=np.inf)),
         channel_amax=magnitudes.max(0),
         histogram=Histogram(counts, width),
     )

@@ -57,15 +57,27 @@ class _Session:
         """Probed values that the graph computes, in the order of computation."""
         return [value.probe.value for value in self.graph.values if not value.is_input]
 
-    def take(self, arrays: Mapping[str, NDArray[Any]], but: frozenset[str] = frozenset()) -> None:
-        """Hands values on, all but those named; positions of a tile's padding do not count."""
+    def take(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        but: frozenset[str] = frozenset(),
+        *,
+        begins: bool = False,
+    ) -> None:
+        """Hands values on, all but those named; positions of a tile's padding do not count.
+
+        Args:
+            arrays: inputs and computed values by name.
+            but: values that are passed over.
+            begins: whether a sequence begins here.
+        """
         mask = arrays.get("patch_mask")
         for value in self.graph.values:
             if value.probe.value in but:
                 continue
             array = arrays[value.probe.value]
             valid = None if mask is None else value.valid_positions(array.shape, mask)
-            self.accumulators[value.probe.value].update(array, valid)
+            self.accumulators[value.probe.value].update(array, valid, begins=begins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,5 +249,5 @@ class ProbedDecoding:
         self._decoder.session.run_with_iobinding(binding)
         given = binding.get_outputs()[: len(probed)]
         arrays = {name: value.numpy() for name, value in zip(probed, given, strict=True)}
-        self._decoder.take({**fed, **arrays, "logits": logits}, but)
+        self._decoder.take({**fed, **arrays, "logits": logits}, but, begins=start == 0)
         return logits

@@ -147,7 +147,7 @@ def _run(
         bundle=str(folder),
         family=model.manifest.family,
         variant=model.manifest.variant,
-        precision=model.manifest.precision,
+        precision=model.manifest.precision_words,
         backend=model.backend,
         overall=overall,
         kinds=kinds,

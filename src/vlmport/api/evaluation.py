@@ -84,7 +84,7 @@ class BundleScores:
         bundle: its folder.
         family: of its manifest.
         variant: of its manifest.
-        precision: that its graphs hand to each other.
+        precision: that its graphs hand to each other, and what was quantized behind it.
         backend: what computed it.
         overall: all questions.
         kinds: each kind, in the order of the data; empty if there is only one.

@@ -98,10 +98,12 @@ def compare_layers(
         decode_steps: steps behind each prompt, with the cache that the float decoder has filled.
 
     Raises:
-        ParityError: if the bundles have different graphs or the same names of different shapes.
+        ParityError: if a bundle computes in bfloat16, or they have different graphs, or values of
+            one name and different shapes.
         BundleError: if a graph cannot be loaded.
     """
     manifests = load_manifest(float_bundle), load_manifest(bundle)
+    _check_can_run(float_bundle, bundle, *manifests)
     _check_same_graphs(float_bundle, bundle, *manifests)
     inputs = GraphInputs(model, decode_steps)
     layers: list[LayerError] = []
@@ -132,6 +134,18 @@ class _Side:
                 model.graph.outputs.append(value)
         with changed_graph(self.bundle, model) as path:
             return open_session(path, None, self.manifest.precision)
+
+
+def _check_can_run(
+    float_bundle: Path, bundle: Path, float_manifest: Manifest, manifest: Manifest
+) -> None:
+    for folder, one in ((float_bundle, float_manifest), (bundle, manifest)):
+        if one.precision == "bfloat16":
+            msg = (
+                f"{folder}: its graphs compute in bfloat16, for which ONNX Runtime's CPU provider "
+                "has no kernels; compare layers with bundles of fp32 or fp16"
+            )
+            raise ParityError(msg)
 
 
 def _check_same_graphs(

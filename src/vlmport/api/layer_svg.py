@@ -67,8 +67,9 @@ def layer_plot(points: Sequence[LayerPoint], rule: Rule, *, title: str) -> str:
     parts.append(f'<polyline class="faint" points="{" ".join(line)}"/>')
     parts += marks
     parts.append(rule_line(place_y(_fraction(rule.value, low, high)), rule.label))
-    parts.append(svg_text(LEFT, TOP - 3, "dB", "end"))
-    parts.append(svg_text(place_x(1), place_y(0) + 18, f"{len(points)} layers, in order", "end"))
+    parts.append(
+        svg_text(place_x(1), place_y(0) + 18, f"decibels of {len(points)} layers, in order", "end")
+    )
     return svg_frame(title, parts)
 
 

@@ -74,7 +74,7 @@ class BundlePerplexity:
 
     Attributes:
         bundle: its folder.
-        precision: that its graphs hand to each other.
+        precision: that its graphs hand to each other, and what was quantized behind it.
         backend: what computed it.
         perplexity: exp(mean_nll).
         mean_nll: mean negative log-likelihood of the predicted tokens, in nats.
@@ -214,7 +214,7 @@ def _figures(folder: Path, model: VisionLanguageModel, found: Likelihoods) -> Bu
     mean = math.fsum(found.sums) / sum(found.counts)
     return BundlePerplexity(
         bundle=str(folder),
-        precision=model.manifest.precision,
+        precision=model.manifest.precision_words,
         backend=model.backend,
         perplexity=math.exp(mean),
         mean_nll=mean,

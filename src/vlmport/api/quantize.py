@@ -14,11 +14,13 @@ from vlmport.api.collect import CollectOptions, collect
 from vlmport.api.default_samples import default_samples
 from vlmport.api.float_budget import keep_within_budget
 from vlmport.api.quantize_graphs import (
+    DECODER,
     first_probes,
     open_graphs,
     second_probes,
     smooth,
     transform,
+    without_outliers,
 )
 from vlmport.api.quantize_recipe import (
     RecipeOptions,
@@ -98,61 +100,58 @@ def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
     verify_files(options.bundle, manifest, hashes=True)
     _check_is_float(options.bundle, manifest)
     recipe = _recipe(options, manifest)
-    works = open_graphs(options.bundle, _files(manifest), recipe)
+    _check_half_cache(options.bundle, manifest, recipe)
+    job = _Job(options, manifest, recipe, _needed_samples(options, manifest, recipe))
     with (
         new_bundle(options.target, error=CalibrationError) as folder,
         tempfile.TemporaryDirectory(
             prefix=f".{options.target.name}.", dir=options.target.parent
         ) as smoothed,
     ):
-        data = _Data(options, bool(first_probes(works)) or options.accuracy_budget is not None)
-        source = options.bundle
-        statistics = data.collect(source, first_probes(works), "", progress)
-        if smooth(works, statistics):
-            # Weights that were scaled are read again from files, like all others.
-            source = Path(smoothed)
-            models = {name: work.model for name, work in works.items() if work.is_smoothed}
-            write_bundle(source, options.bundle, manifest, models, progress)
-            formats = {name: work.formats for name, work in works.items()}
-            works = open_graphs(source, _files(manifest), recipe, formats)
-            second = data.collect(source, second_probes(works), ".smoothed", progress)
-            statistics = _joined(statistics, second)
+        source, works, statistics = _calibrated(job, Path(smoothed), progress)
         budget = None
         if options.accuracy_budget is not None:
-            kept, budget = keep_within_budget(
+            formats, budget = keep_within_budget(
                 source,
-                _files(manifest),
+                job.files,
                 recipe,
                 works,
                 statistics,
-                data.samples,
+                job.samples,
                 options.accuracy_budget,
                 progress,
             )
-            works = open_graphs(source, _files(manifest), recipe, kept)
-        target = _target_manifest(manifest, recipe)
-        progress.start("quantizing", sum(_float_bytes(work) for work in works.values()))
-        graphs = [
-            transform(work, statistics.get(name, {}), _ports(work, manifest, target), progress)
-            for name, work in works.items()
-        ]
-        progress.finish()
+            works = open_graphs(source, job.files, recipe, formats)
+        graphs, target = _transformed(job, works, statistics, progress)
         (folder / _RECIPE_FILE).write_text(recipe_json(recipe), encoding="utf-8")
         (folder / _REPORT_FILE).write_text(report_json(graphs, budget), encoding="utf-8")
         models = {name: work.model for name, work in works.items()}
-        target = replace(target, quantization=_record(options, manifest, graphs, data))
         written = write_bundle(folder, options.bundle, target, models, progress)
     return QuantizeReport(
         options.target, manifest, written, tuple(graphs), budget, time.monotonic() - started
     )
 
 
-class _Data:
-    """The calibration data of one run, read when it is first needed."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What stays the same from the first to the last step.
 
-    def __init__(self, options: QuantizeOptions, needed: bool) -> None:
-        self._options = options
-        self.samples: Sequence[CalibrationSample] = _samples(options) if needed else ()
+    Attributes:
+        options: as the user gave them.
+        manifest: of the float bundle.
+        recipe: what becomes of it.
+        samples: calibration data; none if nothing has to be known.
+    """
+
+    options: QuantizeOptions
+    manifest: Manifest
+    recipe: Recipe
+    samples: Sequence[CalibrationSample]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Graph name -> path in the bundle."""
+        return _files(self.manifest)
 
     def collect(
         self,
@@ -164,9 +163,62 @@ class _Data:
         """Statistics of a bundle's values; `suffix` tells state files of two passes apart."""
         if not probes:
             return {}
-        state = self._options.state_file
+        state = self.options.state_file
         file = None if state is None else state.with_name(state.name + suffix)
         return collect(bundle, probes, self.samples, CollectOptions(state_file=file), progress)
+
+
+def _calibrated(
+    job: _Job, smoothed: Path, progress: Progress
+) -> tuple[Path, dict[str, GraphWork], Statistics]:
+    """Runs the data, and once more if channels were scaled, which changes distributions.
+
+    Returns:
+        The bundle that is to be quantized (the user's, or its smoothed form), its graphs, and
+        statistics of their values.
+    """
+    source, files = job.options.bundle, job.files
+    works = open_graphs(source, files, job.recipe)
+    statistics = job.collect(source, first_probes(works, job.recipe), "", progress)
+    works = without_outliers(works, statistics)
+    if not smooth(works, statistics):
+        return source, works, statistics
+    # Weights that were scaled are read again from files, like all others.
+    models = {name: work.model for name, work in works.items() if work.is_smoothed}
+    write_bundle(smoothed, source, job.manifest, models, progress)
+    formats = {name: work.formats for name, work in works.items()}
+    works = open_graphs(smoothed, files, job.recipe, formats)
+    second = job.collect(smoothed, second_probes(works), ".smoothed", progress)
+    return smoothed, works, _joined(statistics, second)
+
+
+def _transformed(
+    job: _Job, works: Mapping[str, GraphWork], statistics: Statistics, progress: Progress
+) -> tuple[list[GraphReport], Manifest]:
+    """Quantizes and converts the graphs in place; the manifest still lists the old files."""
+    target = _target_manifest(job.manifest, job.recipe)
+    progress.start("quantizing", sum(_float_bytes(work) for work in works.values()))
+    graphs = [
+        transform(
+            work,
+            statistics.get(name, {}),
+            _ports(work, job.manifest, target),
+            progress,
+            half_cache=job.recipe.kv_cache == "fp16",
+        )
+        for name, work in works.items()
+    ]
+    progress.finish()
+    return graphs, replace(target, quantization=_record(job, graphs))
+
+
+def _needed_samples(
+    options: QuantizeOptions, manifest: Manifest, recipe: Recipe
+) -> Sequence[CalibrationSample]:
+    works = open_graphs(options.bundle, _files(manifest), recipe)
+    if first_probes(works, recipe) or options.accuracy_budget is not None:
+        return _samples(options)
+    return ()
 
 
 def _samples(options: QuantizeOptions) -> Sequence[CalibrationSample]:
@@ -176,6 +228,16 @@ def _samples(options: QuantizeOptions) -> Sequence[CalibrationSample]:
     source = options.calibration
     samples = default_samples() if source is None else load_samples(source)
     return samples[: options.max_samples]
+
+
+def _check_half_cache(bundle: Path, manifest: Manifest, recipe: Recipe) -> None:
+    is_float32 = manifest.precision == "float32" and recipe.graph(DECODER).compute == "keep"
+    if recipe.kv_cache != "keep" and not (is_float32 and manifest.kv_layout.dtype == "float32"):
+        msg = (
+            f"{bundle}: a cache of its own element type is for decoders that compute in float32; "
+            "one in half precision has its cache in it already; leave --kv-cache out"
+        )
+        raise CalibrationError(msg)
 
 
 def _check_is_float(bundle: Path, manifest: Manifest) -> None:
@@ -213,13 +275,14 @@ def _joined(first: Statistics, second: Statistics) -> Statistics:
 
 def _target_manifest(manifest: Manifest, recipe: Recipe) -> Manifest:
     """In half precision if every graph that hands something on is; the logits stay float32."""
-    passed_on = (*manifest.image_graphs, "embed_tokens", "decoder")
+    cache = manifest.kv_layout.dtype if recipe.kv_cache == "keep" else _PRECISIONS[recipe.kv_cache]
+    passed_on = (*manifest.image_graphs, "embed_tokens", DECODER)
     computes = {recipe.graph(name).compute for name in passed_on}
-    if len(computes) != 1 or computes == {"keep"}:
-        return manifest
-    precision = _PRECISIONS[computes.pop()]
+    precision = manifest.precision
+    if len(computes) == 1 and computes != {"keep"}:
+        cache = precision = _PRECISIONS[computes.pop()]
     return replace(
-        manifest, precision=precision, kv_layout=replace(manifest.kv_layout, dtype=precision)
+        manifest, precision=precision, kv_layout=replace(manifest.kv_layout, dtype=cache)
     )
 
 
@@ -231,23 +294,21 @@ def _ports(work: GraphWork, manifest: Manifest, target: Manifest) -> Collection[
     return {value.name or "" for value in (*graph.inputs, *graph.outputs)}
 
 
-def _record(
-    options: QuantizeOptions, manifest: Manifest, graphs: Sequence[GraphReport], data: _Data
-) -> Quantization:
-    if not data.samples:
-        source = ""
-    else:
-        source = "a default set" if options.calibration is None else options.calibration.name
+def _record(job: _Job, graphs: Sequence[GraphReport]) -> Quantization:
+    source = ""
+    if job.samples:
+        data = job.options.calibration
+        source = "a default set" if data is None else data.name
     return Quantization(
-        name=options.recipe.name,
+        name=job.options.recipe.name,
         graphs=tuple(
             QuantizedGraph(
-                graph.graph, _PRECISIONS.get(graph.compute, manifest.precision), graph.counts
+                graph.graph, _PRECISIONS.get(graph.compute, job.manifest.precision), graph.counts
             )
             for graph in graphs
         ),
         recipe=_RECIPE_FILE,
         report=_REPORT_FILE,
         calibration=source,
-        samples=len(data.samples),
+        samples=len(job.samples),
     )

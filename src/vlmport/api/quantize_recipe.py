@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vlmport.calibration.default_recipes import default_recipe
 from vlmport.calibration.recipe import (
@@ -37,6 +37,7 @@ class RecipeOptions:
         exceptions: (graph, its precision) pairs.
         weights: how weights of weight-only layers are rounded.
         activations: how activations of "int8" layers get their scale.
+        kv_cache: element type of a float32 decoder's cache.
         file: a recipe in JSON.
     """
 
@@ -44,6 +45,7 @@ class RecipeOptions:
     exceptions: tuple[tuple[str, TargetPrecision], ...] = ()
     weights: WeightMethod = _WEIGHTS
     activations: ActivationMethod = _ACTIVATIONS
+    kv_cache: Literal["keep", "fp16"] = "keep"
     file: Path | None = None
 
     @property
@@ -52,6 +54,7 @@ class RecipeOptions:
         if self.file is not None:
             return self.file.name
         parts = [self.precision or "", *(f"{graph} {name}" for graph, name in self.exceptions)]
+        parts += [f"cache {self.kv_cache}"] if self.kv_cache != "keep" else []
         return ", ".join(part for part in parts if part)
 
 
@@ -62,7 +65,7 @@ def wanted_recipe(options: RecipeOptions, graphs: Sequence[str]) -> Recipe:
         CalibrationError: if nothing is asked for, a file and a precision are, or a graph is named
             that the bundle has not.
     """
-    asked = options.precision is not None or bool(options.exceptions)
+    asked = options.precision is not None or bool(options.exceptions) or options.kv_cache != "keep"
     if options.file is not None and asked:
         msg = (
             f"recipe: found {options.file} and precisions beside it; expected one of the two; "
@@ -70,7 +73,10 @@ def wanted_recipe(options: RecipeOptions, graphs: Sequence[str]) -> Recipe:
         )
         raise CalibrationError(msg)
     if options.file is None and not asked:
-        msg = "precision: found none; give --precision, a precision of a graph, or --recipe"
+        msg = (
+            "precision: found none; give --precision, a precision of a graph, --kv-cache, or "
+            "--recipe"
+        )
         raise CalibrationError(msg)
     if options.file is not None:
         recipe = load_recipe(options.file)
@@ -82,6 +88,8 @@ def wanted_recipe(options: RecipeOptions, graphs: Sequence[str]) -> Recipe:
             options.weights,
             options.activations,
         )
+    if options.kv_cache != "keep":
+        recipe = replace(recipe, kv_cache=options.kv_cache)
     named = [*(part.graph for part in recipe.graphs), *(name for name, _ in options.exceptions)]
     for name in named:
         if name not in graphs:

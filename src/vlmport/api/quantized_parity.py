@@ -84,6 +84,8 @@ def quantized_parity(options: ParityOptions, progress: Progress) -> QuantizedRep
         _check_against(options.against, options.bundle, manifest)
     progress.start("opening the bundle")
     bundle = open_bundle(options.bundle)
+    for image in options.images:
+        bundle.image_inputs(image)  # an unusable picture is told before PyTorch loads
     wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
     cases, skipped = select_cases(wanted, bundle)
     progress.start("loading the PyTorch model")
@@ -110,9 +112,10 @@ def _check_against(against: Path, bundle: Path, manifest: Manifest) -> None:
         msg = f"{against}: has integer weights itself; --against takes the bundle that it came from"
         raise ParityError(msg)
     if float_manifest.source.files != manifest.source.files:
+        names = float_manifest.source.name, manifest.source.name
         msg = (
-            f"{against}: was made from the checkpoint {float_manifest.source.name!r}, "
-            f"{bundle} from other files ({manifest.source.name!r}); give the bundle that it was quantized from"
+            f"{against}: was made from the checkpoint {names[0]!r}, {bundle} from other files "
+            f"({names[1]!r}); give the bundle that it was quantized from"
         )
         raise ParityError(msg)
 

@@ -55,14 +55,14 @@ def quantize_command(
     rounding: Annotated[
         Literal["nearest", "awq", "gptq", "awq+gptq"],
         typer.Option(help="Of INT4 weights."),
-    ] = "awq+gptq",
+    ] = "gptq",
     block_size: Annotated[
         Literal["32", "64", "128"], typer.Option(help="INT4 weights that share a scale.")
     ] = "32",
     observer: Annotated[
         Literal["min_max", "percentile", "entropy", "mse"],
         typer.Option(help="How INT8 activations get their range."),
-    ] = "mse",
+    ] = "min_max",
     smoothing: Annotated[
         float,
         typer.Option(
@@ -70,7 +70,11 @@ def quantize_command(
             max=1,
             help="SmoothQuant's alpha, for INT8 activations: 0 to 1, or -1 for none.",
         ),
-    ] = 0.5,
+    ] = 0.8,
+    kv_cache: Annotated[
+        Literal["keep", "fp16"],
+        typer.Option(help="Element type of keys and values of a decoder that computes in float32."),
+    ] = "keep",
     keep_float: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +119,7 @@ def quantize_command(
             tuple((graph, wanted) for graph, wanted in named.items() if wanted is not None),
             WeightMethod(rounding, int(block_size)),  # type: ignore[arg-type]  # one of the choices
             ActivationMethod(observer, smoothing=None if smoothing < 0 else smoothing),
+            kv_cache,
             recipe,
         ),
         calibration=calibration,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +25,7 @@ FORMS = pytest.mark.parametrize(
 )
 
 
-def quantized(dtype: ir.DataType, blocks: int, scale_type: type) -> tuple[np.ndarray, np.ndarray]:
+def quantized(dtype: ir.DataType, blocks: int, scale_type: Any) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     top = 2 ** (BITS[dtype] - 1)
     values = generator.integers(-top, top, (64, 24)).astype(np.int8)
