@@ -16,6 +16,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,15 +52,18 @@ def main() -> None:
     parser.add_argument("--checkpoint", action="append", choices=sorted(RECIPES))
     parser.add_argument("--modelopt-python", type=Path, help="interpreter with nvidia-modelopt")
     parser.add_argument("--dry-run", action="store_true", help="print the table only")
+    parser.add_argument("--only-vlmport", action="store_true", help="keep what peers were found")
     parser.add_argument("--draw", action="store_true", help="measure nothing, draw what was found")
     options = parser.parse_args()
     environment = _environment(options.modelopt_python)
     for name in [] if options.draw else options.checkpoint or sorted(RECIPES):
         folder: Path = options.folder / name
-        _prepare(name, folder, options.count, options.samples)
-        scores = _scores(name, folder, options.led, contenders(options.modelopt_python))
-        kept = {"environment": environment, "scores": [asdict(score) for score in scores]}
-        (folder / RESULTS).write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        kept = _read(folder / RESULTS) if options.only_vlmport else ()
+        if not options.only_vlmport:
+            _prepare(name, folder, options.count, options.samples)
+        scores = _scores(name, folder, options.led, contenders(options.modelopt_python), kept)
+        found = {"environment": environment, "scores": [asdict(score) for score in scores]}
+        (folder / RESULTS).write_text(json.dumps(found, indent=1), encoding="utf-8")
     text = table(_found(options.folder))
     print(text)
     if not options.dry_run:
@@ -99,10 +103,22 @@ def _form(gemm_as_matmul: bool) -> str:
     return "plain-matmul" if gemm_as_matmul else "plain"
 
 
-def _scores(name: str, folder: Path, led: int, all_of_them: tuple[Contender, ...]) -> list[Score]:
+def _scores(
+    name: str,
+    folder: Path,
+    led: int,
+    all_of_them: tuple[Contender, ...],
+    kept: Sequence[Score],
+) -> list[Score]:
+    """Scores of all; a peer's is taken from `kept` if it is there."""
     referee = Referee(folder, folder / "questions" / DATA_NAME, led)
+    known = {(score.group, score.contender): score for score in kept}
     scores = [referee.score_float(name)]
     for contender in all_of_them:
+        before = known.get((contender.group, contender.name))
+        if before and not isinstance(contender.how, RecipeOptions):
+            scores.append(before)
+            continue
         print(f"{name}: {contender.group}: {contender.name}", file=sys.stderr)
         bundle = folder / "quantized"
         try:
@@ -143,10 +159,14 @@ def _found(folder: Path) -> dict[str, list[Score]]:
     """Environment -> scores measured in it."""
     found: dict[str, list[Score]] = {}
     for path in sorted(folder.glob(f"*/{RESULTS}")):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        scores = [Score(**score) for score in kept["scores"]]
-        found.setdefault(kept["environment"], []).extend(scores)
+        environment = json.loads(path.read_text(encoding="utf-8"))["environment"]
+        found.setdefault(environment, []).extend(_read(path))
     return found
+
+
+def _read(path: Path) -> list[Score]:
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return [Score(**score) for score in kept["scores"]]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,7 @@ class Referee:
             for question in read_questions(data, "exact", led)
         ]
         logits = folder / "logits"
+        shutil.rmtree(logits, ignore_errors=True)
         logits.mkdir()
         model = VisionLanguageModel.load(self._base)
         self._answers = ask_reference(model, requests, logits, SilentProgress())
