@@ -64,10 +64,11 @@ def _weights(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
 
 
 def _is_weight(tensor: ir.TensorProtocol) -> bool:
-    """Anything large, and every row of floats.
+    """Anything large, every row of floats, and what lies in a file already, which is another one.
 
     TensorRT-RTX 1.7 refuses a graph with two LayerNormalizations of 32 channels whose weights lie
     in the graph's own file ("Weights of same values but of different counts").
     """
     is_row = tensor.dtype.is_floating_point() and len(tensor.shape) > 0
-    return is_row or tensor.nbytes > _LARGEST_INLINE_BYTES
+    is_placed = isinstance(tensor, ir.ExternalTensor)
+    return is_row or is_placed or tensor.nbytes > _LARGEST_INLINE_BYTES
