@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ def write_gemm(path: Path, *, bias: bool, trans_b: int = 1) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
 
 
-def run(path: Path, x: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> object:
+def run(path: Path, x: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Any:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
