@@ -68,14 +68,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of the trained checkpoint, exported once a session; tests must not change it."""
-    from vlmport.api.export import ExportOptions, export
-    from vlmport.api.progress import SilentProgress
+def trained_bundle() -> Path:
+    """The bundle of the trained checkpoint, exported once a process; tests must not change it."""
+    from support.trained import exported
 
-    bundle = tmp_path_factory.mktemp("trained") / "bundle"
-    export(ExportOptions(TRAINED_CHECKPOINT, bundle), SilentProgress())
-    return bundle
+    return exported(TRAINED_CHECKPOINT.name)
 
 
 @pytest.fixture

@@ -11,10 +11,8 @@ import onnx_ir as ir
 import pytest
 from support.graph_runs import half_bundle, random_inputs, run_saved
 from support.tensorrt_build import build_graph
-from tiny.recipes import EXAMPLES, RECIPES
-
-from vlmport.api.export import ExportOptions, export
-from vlmport.api.progress import SilentProgress
+from support.trained import exported
+from tiny.recipes import RECIPES
 
 HALF_STEP = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # of rounding to nearest, relative
 # Graphs whose casts stand elsewhere, or none where export has one: not the same bits.
@@ -24,13 +22,10 @@ OTHER_ROUNDING = {("paligemma", "fp16", "logits")}
 
 
 def assert_equal_outputs(name: str, kind: Literal["fp16", "bf16"], folder: Path) -> None:
-    for precision in ("fp32", kind):
-        options = ExportOptions(EXAMPLES / name, folder / precision, precision=precision)
-        export(options, SilentProgress())
     converted = folder / "converted"
     converted.mkdir()
-    half_bundle(folder / "fp32", kind, converted)
-    for path in sorted((folder / kind).glob("*.onnx")):
+    half_bundle(exported(name), kind, converted)
+    for path in sorted(exported(name, kind).glob("*.onnx")):
         assert_same_form(path, converted / path.name)
         inputs = random_inputs(ir.load(path))
         expected, found = run_saved(path, inputs), run_saved(converted / path.name, inputs)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from support.html_page import Page
 from support.second_bundle import disturbed
+from support.trained import exported
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PaliGemmaForConditionalGeneration
 
 from vlmport.api.evaluation_html import perplexity_html
-from vlmport.api.export import ExportOptions, export
 from vlmport.api.perplexity import PerplexityOptions, PerplexityReport, perplexity
 from vlmport.api.progress import SilentProgress
 from vlmport.api.text_windows import choose_batch
@@ -94,9 +94,8 @@ def test_windows_begin_with_bos_as_the_tokenizer_does(trained_bundle: Path, text
     check(report, model, windows)
 
 
-def test_a_model_with_two_way_prompts_predicts_text_causally(tmp_path: Path, text: Path) -> None:
-    bundle = tmp_path / "bundle"
-    export(ExportOptions(EXAMPLES / "paligemma", bundle), SilentProgress())
+def test_a_model_with_two_way_prompts_predicts_text_causally(text: Path) -> None:
+    bundle = exported("paligemma")
     whole: Any = PaliGemmaForConditionalGeneration.from_pretrained(
         EXAMPLES / "paligemma", dtype=torch.float32
     )

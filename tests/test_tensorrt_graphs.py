@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from support.tensorrt_build import BuildError, build_graph
+from support.trained import exported
 from tiny.recipes import EXAMPLES, RECIPES
 
-from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress
 from vlmport.api.quantize import QuantizeOptions, quantize
 from vlmport.api.quantize_recipe import RecipeOptions
@@ -29,13 +29,6 @@ OWN_LAYERS = {
 @pytest.fixture(scope="module", params=sorted(RECIPES))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def float_bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    bundle = tmp_path_factory.mktemp(name) / "fp32"
-    export(ExportOptions(EXAMPLES / name, bundle), SilentProgress())
-    return bundle
 
 
 # Variant -> the precisions that make it of the float32 bundle, one after the other.
@@ -57,8 +50,8 @@ SCALES = re.compile(r"Converting conv (activation|weight) scales to fp32")
     "variant",
     [name if name == "fp32" else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS],
 )
-def test_every_graph_builds(name: str, float_bundle: Path, variant: str, tmp_path: Path) -> None:
-    bundle = float_bundle
+def test_every_graph_builds(name: str, variant: str, tmp_path: Path) -> None:
+    bundle = exported(name)
     for precision in VARIANTS[variant]:
         bundle = quantized(name, bundle, precision, tmp_path / precision)
     graphs = sorted(bundle.glob("*.onnx"))

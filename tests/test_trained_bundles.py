@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from support.parity_rows import check_parity_row
+from support.trained import exported
 from tiny.evaluation import accuracy
 from tiny.recipes import EXAMPLES, RECIPES
 
 from vlmport.api.builtin_cases import Case, builtin_cases
-from vlmport.api.export import ExportOptions, export
-from vlmport.api.progress import SilentProgress
 from vlmport.runtime import Request, VisionLanguageModel
 
 HELDOUT_SEED = 3  # scripts/train_tiny.py's
@@ -28,10 +27,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(name) / "bundle"
-    export(ExportOptions(EXAMPLES / name, folder), SilentProgress())
-    return folder
+def bundle(name: str) -> Path:
+    return exported(name)
 
 
 @pytest.fixture(scope="module")

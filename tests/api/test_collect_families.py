@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from support.trained import exported
 from tiny.recipes import EXAMPLES, RECIPES
 
 from vlmport.api.collect import CollectOptions, collect
@@ -29,10 +30,8 @@ OPTIONS = CollectOptions(new_tokens=4, threads=1)
 
 
 @pytest.fixture(scope="module", params=sorted(RECIPES))
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(str(request.param)) / "bundle"
-    export(ExportOptions(EXAMPLES / str(request.param), folder), SilentProgress())
-    return folder
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return exported(str(request.param))
 
 
 def probes_of(bundle: Path) -> dict[str, list[Probe]]:

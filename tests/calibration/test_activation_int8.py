@@ -13,7 +13,6 @@ from support.graph_cases import build, operators
 from support.quantization_graphs import (
     FAMILIES,
     decoder_calls,
-    exported,
     graph_ids,
     image_inputs,
     measure,
@@ -21,6 +20,7 @@ from support.quantization_graphs import (
     run_decoder,
 )
 from support.tensorrt_build import build_graph
+from support.trained import exported
 
 from vlmport.calibration.activation_int8 import quantize_activations_
 from vlmport.calibration.layers import find_layers

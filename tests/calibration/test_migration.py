@@ -10,12 +10,12 @@ from support.graph_cases import build
 from support.quantization_graphs import (
     FAMILIES,
     decoder_calls,
-    exported,
     graph_ids,
     image_inputs,
     open_session,
     run_decoder,
 )
+from support.trained import exported
 
 from vlmport.calibration.layers import find_layers
 from vlmport.calibration.migration import (

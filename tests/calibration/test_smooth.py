@@ -9,10 +9,10 @@ import pytest
 from support.quantization_graphs import (
     FAMILIES,
     decoder_calls,
-    exported,
     measure,
     run_decoder,
 )
+from support.trained import exported
 
 from vlmport.calibration.activation_int8 import quantize_activations_
 from vlmport.calibration.layers import find_layers

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.quantization_graphs import FAMILIES, decoder_calls, exported, run_decoder
+from support.quantization_graphs import FAMILIES, decoder_calls, measure, run_decoder
 from support.tensorrt_build import build_graph
+from support.trained import exported
 from support.weight_graphs import exact_session, fused_operators, save
 
-from vlmport.calibration.layers import Layer, find_layers
+from vlmport.calibration.layers import find_layers
 from vlmport.calibration.recipe import LayerFormat, WeightMethod
-from vlmport.calibration.statistics import ValueStatistics
 from vlmport.calibration.weight_only import quantize_weights_
 
 
@@ -44,19 +44,6 @@ def test_every_layer_is_fused_and_every_graph_builds(
             assert sum(r.bytes for r in results) <= share * sum(r.float_bytes for r in results)
 
 
-def random_statistics(layers: tuple[Layer, ...]) -> dict[str, ValueStatistics]:
-    """Of inputs with a few large channels."""
-    statistics = {}
-    for seed, layer in enumerate(layers):
-        generator = np.random.default_rng(seed)
-        seen = generator.normal(size=(256, layer.in_channels)).astype(np.float32)
-        seen *= np.exp(generator.normal(size=layer.in_channels)).astype(np.float32)
-        statistics[str(layer.activation.name)] = ValueStatistics(
-            256, float(seen.min()), float(seen.max()), 0.0, second_moment=seen.T @ seen
-        )
-    return statistics
-
-
 @pytest.mark.parametrize("rounding", ["awq", "awq+gptq"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scales_of_inputs_are_made_up_for(family: str, rounding: str, tmp_path: Path) -> None:
@@ -66,13 +53,12 @@ def test_scales_of_inputs_are_made_up_for(family: str, rounding: str, tmp_path: 
     layers = find_layers(model)
     formats: dict[str, LayerFormat] = {layer.name: "int4" for layer in layers}
     method = WeightMethod(rounding=rounding)  # type: ignore[arg-type]  # one of its words
-    results = quantize_weights_(
-        model, layers, formats, method, random_statistics(layers), lambda _: None
-    )
+    calls = list(decoder_calls(model))
+    statistics = measure(model, [layer.activation for layer in layers], calls)
+    results = quantize_weights_(model, layers, formats, method, statistics, lambda _: None)
     scaled = [result for result in results if result.scale_exponent is not None]
     assert len(scaled) > len(results) / 2
     assert all(result.rounding == rounding for result in results)
-    calls = list(decoder_calls(model))
     found, _ = run_decoder(model, calls, exact_session(save(model, tmp_path)))
     plain, _ = run_decoder(ir.load(source), calls)
     for ours, wanted in zip(found, plain, strict=True):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +9,8 @@ import onnx
 import onnx.numpy_helper
 import onnx_ir as ir
 import onnxruntime
+from support.trained import exported
 
-from vlmport.api.export import ExportOptions, export
-from vlmport.api.progress import SilentProgress
 from vlmport.calibration.statistics import Histogram, ValueStatistics
 from vlmport.manifest import load_manifest
 
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "decoder_calls",
-    "exported",
     "graph_ids",
     "image_inputs",
     "measure",
@@ -36,22 +31,8 @@ __all__ = [
     "whole_proto",
 ]
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FAMILIES = ("fuyu", "idefics2", "paligemma", "tinyllava")
 CAPACITY = 24
-
-
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="vlmport-quantization-")
-
-
-@functools.cache
-def exported(family: str) -> Path:
-    """The float bundle of a trained checkpoint, exported once a process; not to be changed."""
-    bundle = Path(_folder().name) / family
-    export(ExportOptions(EXAMPLES / family, bundle), SilentProgress())
-    return bundle
 
 
 def graph_ids(kind: str) -> tuple[str, ...]:
@@ -156,6 +137,7 @@ def statistics_of(arrays: Sequence[NDArray[np.float32]]) -> ValueStatistics:
         smallest_magnitude=float(magnitudes[magnitudes > 0].min(initial=np.inf)),
         channel_amax=magnitudes.max(0),
         histogram=Histogram(counts, width),
+        second_moment=rows.T @ rows,
     )
 
 
