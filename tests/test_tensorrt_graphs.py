@@ -31,10 +31,12 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# Variant -> the precisions that make it of the float32 bundle, one after the other. Half precision
-# alone is built in test_half_conversion.py, weights alone in calibration/test_weight_only_bundles.py.
+# Variant -> the precisions that make it of the float32 bundle, one after the other. INT8 weights
+# alone are built in calibration/test_weight_only_bundles.py.
 VARIANTS: dict[str, tuple[TargetPrecision, ...]] = {
     "fp32": (),
+    "fp16": ("fp16",),
+    "bf16": ("bf16",),
     "int8": ("int8",),
     "int4": ("int4",),
     "fp16 int4": ("fp16", "int4"),
