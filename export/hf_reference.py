@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vlmport.export.reference import IMAGE_TOKEN
-from vlmport.export.split_reference import generated, to_numpy
+from vlmport.export.split_reference import generated, rendered, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,12 +70,7 @@ class WholeModelReference:
         self, messages: Sequence[dict[str, Any]], images: Sequence[Image], max_new_tokens: int
     ) -> ReferenceAnswer:
         """Answers a chat with transformers' own `generate`."""
-        text = self.processor.tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=self.prompt.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        text = rendered(self.processor.tokenizer, messages, self.prompt.chat_template)
         inputs = self.processor(
             text=text,
             images=list(images) or None,

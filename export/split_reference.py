@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vlmport.contract import PromptFormat, SpecialTokens
     from vlmport.export.tensor_store import TensorStore
 
-__all__ = ["SplitReference", "generated", "load_module", "to_numpy"]
+__all__ = ["SplitReference", "generated", "load_module", "rendered", "to_numpy"]
 
 ModuleT = TypeVar("ModuleT", bound="nn.Module")
 
@@ -128,18 +128,21 @@ class SplitReference:
         If the first chunk begins with the beginning-of-sequence token, the others lose theirs.
         """
         tokenizer = cast("Any", self.tokenizer)
-        text: str = tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=self.prompt.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        text = rendered(tokenizer, messages, self.prompt.chat_template)
         pieces = text.split(self.prompt.image_placeholder)
         chunks = [list(tokenizer(piece).input_ids) for piece in pieces]
         begin = [self.special_tokens.bos_token_id]
         if chunks[0][:1] != begin:
             return chunks
         return [chunks[0], *(c[1:] if c[:1] == begin else c for c in chunks[1:])]
+
+
+def rendered(tokenizer: Any, messages: Sequence[dict[str, Any]], template: str) -> str:
+    """A chat as the text that the model is given, up to where its answer begins."""
+    text: str = tokenizer.apply_chat_template(
+        list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    return text
 
 
 def generated(

@@ -42,7 +42,7 @@ from vlmport.export.processor_files import (
     suppressed_tokens,
 )
 from vlmport.export.reference import IMAGE_TOKEN
-from vlmport.export.split_reference import generated, to_numpy
+from vlmport.export.split_reference import generated, rendered, to_numpy
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
 from vlmport.export.wrappers.embedding import embedding_module
 from vlmport.export.wrappers.native_vision import masked_projector_module, native_tower_module
@@ -347,12 +347,7 @@ class _Reference:
         self, messages: Sequence[dict[str, Any]], images: Sequence[Image], max_new_tokens: int
     ) -> ReferenceAnswer:
         """Answers a chat with transformers' own `generate`."""
-        text = self.processor.tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        text = rendered(self.processor.tokenizer, messages, self.template)
         pictures = [list(images)] if images else None
         inputs = self.processor(text=[text], images=pictures, return_tensors="pt")
         ids = inputs["input_ids"][0].numpy().astype(np.int64)

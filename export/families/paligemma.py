@@ -40,7 +40,7 @@ from vlmport.export.processor_files import (
     suppressed_tokens,
 )
 from vlmport.export.reference import IMAGE_TOKEN
-from vlmport.export.split_reference import generated, to_numpy
+from vlmport.export.split_reference import generated, rendered, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -269,12 +269,7 @@ class _Reference:
         self, messages: Sequence[dict[str, Any]], images: Sequence[Image], max_new_tokens: int
     ) -> ReferenceAnswer:
         """Answers a chat with transformers' own `generate`."""
-        text = self.processor.tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        text = rendered(self.processor.tokenizer, messages, self.template)
         inputs = self.processor(text=[text], images=[list(images)], return_tensors="pt")
         ids = inputs["input_ids"][0].numpy().astype(np.int64)
         # Without token_type_ids the model's mask depends on padding and on the attention function
