@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from marked_table import write_between
 from peers.contenders import Contender, PeerQuantizer, contenders
 from peers.graph_inputs import record_inputs
 from peers.modelopt_quantizer import modelopt_versions
@@ -37,7 +38,7 @@ from vlmport.api.versions import library_versions
 from vlmport.manifest import load_manifest
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "precision.md"
-BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
+MARKS = "<!-- peers: begin -->", "<!-- peers: end -->"
 CALIBRATION_SEED = 11  # not one of any measurement
 RESULTS = "results.json"
 
@@ -67,10 +68,7 @@ def main() -> None:
     text = table(_found(options.folder))
     print(text)
     if not options.dry_run:
-        document = DOCUMENT.read_text(encoding="utf-8")
-        before, rest = document.split(BEGIN)
-        after = rest.split(END)[1]
-        DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        write_between(DOCUMENT, MARKS, text)
 
 
 def _environment(modelopt: Path | None) -> str:

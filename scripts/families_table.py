@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from marked_table import write_between
+
 from vlmport.api.export import ExportOptions, export
 from vlmport.api.parity import ParityOptions, parity
 from vlmport.api.parity_report import ParityReport
@@ -22,7 +24,7 @@ from vlmport.api.progress import SilentProgress
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
-BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
+MARKS = "<!-- families: begin -->", "<!-- families: end -->"
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTITIES = ("preprocessing", "vision_encoder", "projector", "embed_tokens")
 HEAD = (
@@ -40,7 +42,7 @@ def main() -> int:
     table = table_of(reports)
     print(table)
     if not arguments.dry_run:
-        README.write_text(replaced(README.read_text(encoding="utf-8"), table), encoding="utf-8")
+        write_between(README, MARKS, table)
     return 0 if all(report.verdict != "FAIL" for report in reports) else 1
 
 
@@ -48,13 +50,6 @@ def table_of(reports: Sequence[ParityReport]) -> str:
     """One row for each report: the largest difference of each stage."""
     rule = "|" + "---|" * (HEAD.count("|") - 1)
     return "\n".join((HEAD, rule, *map(_row, reports)))
-
-
-def replaced(readme: str, table: str) -> str:
-    """README with the table between its marks."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 def _reports() -> Iterator[ParityReport]:

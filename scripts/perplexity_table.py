@@ -21,6 +21,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
 
+from marked_table import write_between
 from tokenizers import Tokenizer
 
 from vlmport.api.export import ExportOptions, export
@@ -37,7 +38,7 @@ sys.path.append(str(REPOSITORY / "tests"))  # its support makes the checkpoint
 from support.smollm import make_smollm_checkpoint  # noqa: E402  # after the path
 
 DOCUMENT = REPOSITORY / "docs" / "measurements" / "precision.md"
-BEGIN, END = "<!-- perplexity: begin -->", "<!-- perplexity: end -->"
+MARKS = "<!-- perplexity: begin -->", "<!-- perplexity: end -->"
 WINDOW, WINDOWS = 512, 40
 CALIBRATION_SAMPLES, CALIBRATION_CHARACTERS = 128, 600
 HEAD = "| decoder | weights | perplexity | change | allowed |"
@@ -103,10 +104,7 @@ def main() -> None:
     table = "\n".join(rows)
     print(table)
     if not options.dry_run:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        changed = f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
-        DOCUMENT.write_text(changed, encoding="utf-8")
+        write_between(DOCUMENT, MARKS, table)
 
 
 def _write_texts(base: Path, folder: Path) -> str:

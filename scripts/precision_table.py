@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from marked_table import write_between
 from tiny.recipes import EXAMPLES, RECIPES
 from write_questions import DATA_NAME, HELDOUT_SEED, write_questions
 
@@ -31,7 +32,7 @@ from vlmport.manifest import load_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENT = REPOSITORY / "docs" / "measurements" / "precision.md"
-BEGIN, END = "<!-- answers: begin -->", "<!-- answers: end -->"
+MARKS = "<!-- answers: begin -->", "<!-- answers: end -->"
 CALIBRATION_SEED = 11  # not one of any measurement
 HEAD = (
     "| checkpoint | precision | decoder weights | exact | change, points | allowed "
@@ -85,11 +86,7 @@ def main() -> None:
     table = "\n".join(rows)
     print(table)
     if not options.dry_run:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        DOCUMENT.write_text(
-            f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8"
-        )
+        write_between(DOCUMENT, MARKS, table)
 
 
 def _rows(name: str, folder: Path, count: int) -> Iterator[str]:
