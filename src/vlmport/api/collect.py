@@ -50,6 +50,7 @@ class CollectOptions:
         max_probe_bytes: values that the decoder may give out in one run of a causal prompt.
         max_second_moment_bytes: second moments that are in memory at a time.
         threads: worker threads of each session; None for the cores that this process may use.
+        verify: whether every file's digest is checked, which reads the whole bundle once.
     """
 
     new_tokens: int = 16
@@ -59,6 +60,7 @@ class CollectOptions:
     max_probe_bytes: int = 256 * _MIB
     max_second_moment_bytes: int = 1024 * _MIB
     threads: int | None = None
+    verify: bool = True
 
 
 def collect(
@@ -92,7 +94,7 @@ def collect(
             computed.
     """
     manifest = load_manifest(bundle)
-    verify_files(bundle, manifest, hashes=True)
+    verify_files(bundle, manifest, hashes=options.verify)
     check_graphs(probes, manifest)
     joined = {graph: merged_probes(of_graph) for graph, of_graph in probes.items() if of_graph}
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))

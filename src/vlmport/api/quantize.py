@@ -101,14 +101,17 @@ def quantize(options: QuantizeOptions, progress: Progress) -> QuantizeReport:
     _check_is_float(options.bundle, manifest)
     recipe = _recipe(options, manifest)
     _check_half_cache(options.bundle, manifest, recipe)
-    job = _Job(options, manifest, recipe, _needed_samples(options, manifest, recipe))
+    works = open_graphs(options.bundle, _files(manifest), recipe)
+    probes = first_probes(works, recipe)
+    is_asked = bool(probes) or options.accuracy_budget is not None
+    job = _Job(options, manifest, recipe, _samples(options) if is_asked else ())
     with (
         new_bundle(options.target, error=CalibrationError) as folder,
         tempfile.TemporaryDirectory(
             prefix=f".{options.target.name}.", dir=options.target.parent
         ) as smoothed,
     ):
-        source, works, statistics = _calibrated(job, Path(smoothed), progress)
+        source, works, statistics = _calibrated(job, works, probes, Path(smoothed), progress)
         budget = None
         if options.accuracy_budget is not None:
             formats, budget = keep_within_budget(
@@ -165,11 +168,17 @@ class _Job:
             return {}
         state = self.options.state_file
         file = None if state is None else state.with_name(state.name + suffix)
-        return collect(bundle, probes, self.samples, CollectOptions(state_file=file), progress)
+        # The user's bundle was checked at the start, its smoothed form has just been written.
+        options = CollectOptions(state_file=file, verify=False)
+        return collect(bundle, probes, self.samples, options, progress)
 
 
 def _calibrated(
-    job: _Job, smoothed: Path, progress: Progress
+    job: _Job,
+    works: Mapping[str, GraphWork],
+    probes: Mapping[str, Sequence[Probe]],
+    smoothed: Path,
+    progress: Progress,
 ) -> tuple[Path, dict[str, GraphWork], Statistics]:
     """Runs the data, and once more if channels were scaled, which changes distributions.
 
@@ -178,8 +187,7 @@ def _calibrated(
         statistics of their values.
     """
     source, files = job.options.bundle, job.files
-    works = open_graphs(source, files, job.recipe)
-    statistics = job.collect(source, first_probes(works, job.recipe), "", progress)
+    statistics = job.collect(source, probes, "", progress)
     works = without_outliers(works, statistics)
     if not smooth(works, statistics):
         return source, works, statistics
@@ -210,15 +218,6 @@ def _transformed(
     ]
     progress.finish()
     return graphs, replace(target, quantization=_record(job, graphs))
-
-
-def _needed_samples(
-    options: QuantizeOptions, manifest: Manifest, recipe: Recipe
-) -> Sequence[CalibrationSample]:
-    works = open_graphs(options.bundle, _files(manifest), recipe)
-    if first_probes(works, recipe) or options.accuracy_budget is not None:
-        return _samples(options)
-    return ()
 
 
 def _samples(options: QuantizeOptions) -> Sequence[CalibrationSample]:
