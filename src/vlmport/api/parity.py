@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlmport.api.builtin_cases import Case
+    from vlmport.api.parity_bundle import OpenedBundle
     from vlmport.api.parity_model import ComparedModel
     from vlmport.api.parity_report import CaseReport
     from vlmport.api.progress import Progress
@@ -34,6 +35,7 @@ __all__ = [
     "check_source",
     "compare",
     "make_report",
+    "open_cases",
     "parity",
     "select_cases",
 ]
@@ -75,7 +77,6 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
         ExportError: if the family file cannot be used.
     """
     # PyTorch and ONNX Runtime take seconds to import and are not needed to read or show reports.
-    from vlmport.api.parity_bundle import open_bundle
     from vlmport.export.family import load_reference
 
     started = time.perf_counter()
@@ -85,13 +86,7 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
     manifest = load_manifest(options.bundle)
     _check_is_float(options, manifest)
     check_source(options.checkpoint, options.bundle, manifest, progress)
-    progress.start("opening the bundle")
-    model = open_bundle(options.bundle)
-    if options.images:
-        for image in options.images:
-            model.image_inputs(image)  # an unusable picture is told before PyTorch loads
-    wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
-    cases, skipped = select_cases(wanted, model)
+    model, cases, skipped = open_cases(options, manifest, progress)
     progress.start("loading the PyTorch model")
     precision = manifest.precision
     where = (options.family_file, manifest.source.prompt_template or None)
@@ -126,6 +121,26 @@ def _check_is_float(options: ParityOptions, manifest: Manifest) -> None:
             "expected it beside a bundle of `vlmport quantize`; leave it out"
         )
         raise ParityError(msg)
+
+
+def open_cases(
+    options: ParityOptions, manifest: Manifest, progress: Progress
+) -> tuple[OpenedBundle, tuple[Case, ...], tuple[str, ...]]:
+    """Opens the bundle, and selects what it can be asked; see `select_cases`.
+
+    Raises:
+        ParityError: if there is nothing that it can be asked.
+        InputError: if an image cannot be used.
+        BundleError: if the bundle cannot be opened.
+    """
+    from vlmport.api.parity_bundle import open_bundle
+
+    progress.start("opening the bundle")
+    bundle = open_bundle(options.bundle)
+    for image in options.images:
+        bundle.image_inputs(image)  # an unusable picture is told before PyTorch loads
+    wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
+    return bundle, *select_cases(wanted, bundle)
 
 
 def check_source(checkpoint: Path, bundle: Path, manifest: Manifest, progress: Progress) -> None:

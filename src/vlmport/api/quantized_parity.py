@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmport.api.agreement import sum_agreement
-from vlmport.api.builtin_cases import make_cases
-from vlmport.api.parity import check_source, select_cases
+from vlmport.api.parity import check_source, open_cases
 from vlmport.api.quantized_report import (
     QUANTIZED_REPORT_SCHEMA_VERSION,
     BundleFigures,
@@ -71,7 +70,6 @@ def quantized_parity(options: ParityOptions, progress: Progress) -> QuantizedRep
         CheckpointError: if the checkpoint cannot be opened.
         ExportError: if the family file cannot be used.
     """
-    from vlmport.api.parity_bundle import open_bundle
     from vlmport.export.family import load_reference
 
     started = time.perf_counter()
@@ -82,12 +80,7 @@ def quantized_parity(options: ParityOptions, progress: Progress) -> QuantizedRep
     check_source(options.checkpoint, options.bundle, manifest, progress)
     if options.against is not None:
         _check_against(options.against, options.bundle, manifest)
-    progress.start("opening the bundle")
-    bundle = open_bundle(options.bundle)
-    for image in options.images:
-        bundle.image_inputs(image)  # an unusable picture is told before PyTorch loads
-    wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)
-    cases, skipped = select_cases(wanted, bundle)
+    bundle, cases, skipped = open_cases(options, manifest, progress)
     progress.start("loading the PyTorch model")
     where = (options.family_file, manifest.source.prompt_template or None)
     reference = load_reference(options.checkpoint, "float32", *where)
