@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vlmport.api.score_statistics import mcnemar_p, wilson_interval
@@ -19,6 +19,8 @@ def test_a_published_wilson_interval() -> None:
 
 
 @given(st.integers(1, 2000), st.floats(0, 1))
+@example(7, 0.0)
+@example(7, 1.0)
 def test_wilsons_ends_are_where_the_score_test_turns(count: int, share: float) -> None:
     mean = round(share * count) / count
     for end in wilson_interval(mean, count):

@@ -22,7 +22,9 @@ def wilson_interval(mean: float, count: int) -> tuple[float, float]:
     square = _Z * _Z / count
     centre = (mean + square / 2) / (1 + square)
     spread = _Z / (1 + square) * math.sqrt(mean * (1 - mean) / count + square / (4 * count))
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+    # At the ends of the scale centre and spread are equal; rounding must not leave a difference.
+    low = 0.0 if mean == 0 else max(0.0, centre - spread)
+    return low, 1.0 if mean == 1 else min(1.0, centre + spread)
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
