@@ -5,12 +5,75 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Backend", "Decoding"]
+__all__ = ["Backend", "Decoding", "ImageFeatures", "PromptEmbeddings", "TokenDecoding"]
+
+
+class ImageFeatures(Protocol):
+    """One picture as the language model sees it, wherever the backend keeps it."""
+
+    def __len__(self) -> int:
+        """Image tokens."""
+        ...
+
+    def numpy(self) -> NDArray[np.floating[Any]]:
+        """[num_image_tokens, hidden_size] in the bundle's precision."""
+        ...
+
+
+class PromptEmbeddings(Protocol):
+    """A prompt's embeddings with image features in place, wherever the backend keeps them."""
+
+    def __len__(self) -> int:
+        """Tokens."""
+        ...
+
+    def numpy(self) -> NDArray[np.floating[Any]]:
+        """[sequence_length, hidden_size] in the bundle's precision."""
+        ...
+
+
+class TokenDecoding(Protocol):
+    """A batch of sequences whose tokens are chosen where their logits are.
+
+    Each row chooses as its `TokenSampler` would, whatever its neighbours do.
+    """
+
+    def prefill(self, prompts: Sequence[PromptEmbeddings]) -> NDArray[np.int64]:
+        """Runs the prompts.
+
+        Args:
+            prompts: one for each row, of different lengths; from the same backend.
+
+        Returns:
+            The first token of each row, int64 [batch].
+
+        Raises:
+            VlmportError: if the model's numbers overflowed.
+        """
+        ...
+
+    def step(self, active: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Appends the token that was chosen last to every active row and chooses the next.
+
+        Args:
+            active: bool [batch]; rows that have ended do not grow and choose nothing.
+
+        Returns:
+            int64 [batch]; without meaning in rows that have ended.
+
+        Raises:
+            VlmportError: if the model's numbers overflowed in an active row.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back what the batch holds; nothing may be asked of it any more."""
+        ...
 
 
 class Decoding(Protocol):

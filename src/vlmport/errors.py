@@ -9,6 +9,7 @@ __all__ = [
     "BundleError",
     "CalibrationError",
     "CheckpointError",
+    "EngineError",
     "ExportError",
     "GraphError",
     "InputError",
@@ -48,6 +49,10 @@ class InputError(VlmportError):
 
 class CalibrationError(VlmportError):
     """Calibration data, a recipe or a bundle does not allow what quantization asks for."""
+
+
+class EngineError(VlmportError):
+    """A TensorRT engine cannot be built, opened or run with what was asked of it."""
 
 
 class ParityError(VlmportError):

@@ -1,0 +1,66 @@
+"""The TensorRT module that a user chose by name, and the parts of it that vlmport uses.
+
+`tensorrt` and `tensorrt_rtx` have the same Python API but for a few names, so that one code path
+serves both. Type checkers see it as the stubs of `tensorrt`, which `scripts/tensorrt_stubs.py`
+makes of the installed bindings; a test compares the names below with both modules.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vlmport.errors import EngineError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+    from vlmport.contract_engines import TensorRTName
+
+__all__ = ["Bindings", "load_bindings"]
+
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+class Bindings(Protocol):
+    """What is used of the module `tensorrt` or `tensorrt_rtx`."""
+
+    __version__: str
+    AttentionIOForm: type[trt.AttentionIOForm]
+    Builder: type[trt.Builder]
+    BuilderFlag: type[trt.BuilderFlag]
+    CausalMaskKind: type[trt.CausalMaskKind]
+    DataType: type[trt.DataType]
+    EngineInspector: type[trt.EngineInspector]
+    IAttentionInputLayer: type[trt.IAttentionInputLayer]
+    ILogger: type[trt.ILogger]
+    IProgressMonitor: type[trt.IProgressMonitor]
+    LayerInformationFormat: type[trt.LayerInformationFormat]
+    LayerType: type[trt.LayerType]
+    MemoryPoolType: type[trt.MemoryPoolType]
+    NetworkDefinitionCreationFlag: type[trt.NetworkDefinitionCreationFlag]
+    OnnxParser: type[trt.OnnxParser]
+    ProfilingVerbosity: type[trt.ProfilingVerbosity]
+    Runtime: type[trt.Runtime]
+
+
+@functools.cache
+def load_bindings(name: TensorRTName) -> Bindings:
+    """Imports the module.
+
+    Raises:
+        EngineError: if it is not installed, or its libraries do not load.
+    """
+    try:
+        module: Any = importlib.import_module(_MODULES[name])
+    except Exception as error:  # a broken native package raises whatever its loader raises
+        missing = isinstance(error, ModuleNotFoundError)
+        found = "not installed" if missing else f"installed, but does not load ({error})"
+        msg = (
+            f"{_MODULES[name]}: {found}; expected for the backend {name}; "
+            "pip install 'vlmport[gpu]'; `vlmport doctor` shows what is usable"
+        )
+        raise EngineError(msg) from error
+    bindings: Bindings = module
+    return bindings
