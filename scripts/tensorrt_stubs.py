@@ -42,8 +42,12 @@ _REPAIRS = (
         "= None, channel_axis: typing.SupportsInt = ...)",
     ),
 )
+# The modules have a data type that is called bool as well, so the type is named in full.
+_BOOL = re.compile(r"(?<=[:>] )bool\b|(?<=\[)bool\b")
+# A faulty line of the stubs is no fault of the code that is checked with them.
+_FIRST = "# mypy: ignore-errors\nimport builtins\n"
 # What the bindings' __init__.py adds in Python, and every user of the module sees.
-_ADDED = "__version__: str\n"
+_LAST = "__version__: str\n"
 
 
 def environment_of_bindings(folder: Path) -> dict[str, str]:
@@ -86,7 +90,8 @@ def write_stubs(target: Path) -> None:
             text = (folder / f"{module.replace('.', '/')}.pyi").read_text()
             for wrong, right in _REPAIRS:
                 text = text.replace(wrong, right)
-            (stubs / "__init__.pyi").write_text(text + _ADDED)
+            text = _BOOL.sub("builtins.bool", text)
+            (stubs / "__init__.pyi").write_text(_FIRST + text + _LAST)
 
 
 if __name__ == "__main__":
