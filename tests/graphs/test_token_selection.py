@@ -26,7 +26,8 @@ LOWEST = np.finfo(np.float32).min
 def random_logits(random: np.random.Generator, vocab_size: int) -> NDArray[np.float32]:
     """Flat ones, peaked ones, some shifted, some rounded as bfloat16 rounds: many are equal."""
     scale, shift = random.choice([0.01, 1.0, 3.0, 10.0]), random.choice([0.0, 0.0, 40.0, -40.0])
-    logits = (random.normal(scale=scale, size=vocab_size) + shift).astype(np.float32)
+    normal = random.normal(scale=scale, size=vocab_size) + shift
+    logits: NDArray[np.float32] = normal.astype(np.float32)
     if random.random() < 0.5:
         logits.view(np.uint32)[:] &= np.uint32(0xFFFF0000)
     return logits

@@ -44,7 +44,8 @@ class ScriptedDecoding:
 
     def _answer(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float32]:
         self.asked.append((first.copy(), second.copy()))
-        return self.logits[len(self.asked) - 1].copy()
+        logits: NDArray[np.float32] = self.logits[len(self.asked) - 1].copy()
+        return logits
 
 
 def prompts(*lengths: int) -> list[HostEmbeddings]:
