@@ -70,6 +70,14 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     np.testing.assert_allclose(sampler._penalised(logits)[:12], expected[0, :12], rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_penalty_of_a_suppressed_token_does_not_warn() -> None:
+    sampler = TokenSampler(SamplingOptions(repetition_penalty=1.7), 3)
+    sampler.start(np.array([0, 1]))
+    logits = np.array([np.finfo(np.float32).min, 1, 2], np.float32)
+    assert sampler.select(logits) == 2
+
+
 def test_frequency_and_presence_penalties_count_the_answer_alone() -> None:
     options = SamplingOptions(frequency_penalty=0.5, presence_penalty=1.0)
     sampler = TokenSampler(options, 4)
@@ -125,6 +133,28 @@ def test_requests_draw_the_same_alone_and_beside_others() -> None:
         found.append(first.select(logits))
         second.select(logits)
     assert found == expected
+
+
+def test_draws_are_those_that_select_decides_by() -> None:
+    logits = np.log(np.full(4, 0.25, np.float32))
+    options = SamplingOptions(temperature=1.0, seed=5)
+    selecting, drawing = TokenSampler(options, 4), TokenSampler(options, 4)
+    for _ in range(50):
+        assert selecting.select(logits) == int(4 * drawing.draw())
+
+
+def test_greedy_draws_nothing() -> None:
+    sampler = TokenSampler(SamplingOptions(seed=5), 4)
+    assert sampler.is_greedy
+    assert [sampler.draw() for _ in range(3)] == [0.0, 0.0, 0.0]
+
+
+def test_seen_tokens_are_shown_and_kept() -> None:
+    sampler = TokenSampler(SamplingOptions(), 4)
+    sampler.start(np.array([2]))
+    assert sampler.seen.tolist() == [False, False, True, False]
+    with pytest.raises(ValueError, match="read-only"):
+        sampler.seen[0] = True
 
 
 def test_greedy_takes_the_first_of_equal_logits() -> None:
