@@ -107,7 +107,7 @@ class ProbedBackend:
         threads: worker threads of each session; None for the cores that this process may use.
     """
 
-    name = "onnxruntime-cpu, probed"
+    name = "onnxruntime, probed"
 
     def __init__(
         self,
