@@ -148,8 +148,8 @@ def _check_provider(session: Any, provider: OrtProvider) -> None:
     if found[:1] != [provider.name]:
         msg = (
             f"backend {provider.backend}: found the providers {', '.join(found)}; expected "
-            f"{provider.name} first, whose libraries do not load here; `vlmport doctor` shows what "
-            "is missing"
+            f"{provider.name} first, whose libraries do not load here; ONNX Runtime's message "
+            "above names the one that is missing; see `vlmport doctor`"
         )
         raise VlmportError(msg)
 

@@ -118,12 +118,10 @@ def test_what_onnxruntime_cannot_do_is_told(trained_bundle: Path) -> None:
     manifest = endless(trained_bundle).manifest
     backend = OnnxRuntimeDeviceBackend(trained_bundle, manifest, CPU, 1)
     prompt = np.zeros((1, 9, manifest.dimensions.hidden_size), np.float32)
-    with pytest.raises(
-        VlmportError, match="decoder, tokens 0 to 9 of the prompt: ONNX Runtime fai"
-    ):
+    with pytest.raises(VlmportError, match="decoder, tokens 0 to 9 of the prompt: ONNX Runtime"):
         backend.start(1, 8).prefill(prompt, np.array([9]))
     with (
-        pytest.raises(VlmportError, match="a cache: ONNX Runtime failed .*fewer rows or shorter"),
+        pytest.raises(VlmportError, match=r"a cache: ONNX Runtime failed .* ask for fewer"),
         told("a cache"),
     ):
         CPU.memory.empty((1 << 30, 1 << 30), "float32")
