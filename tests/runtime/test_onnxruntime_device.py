@@ -111,7 +111,7 @@ def test_a_long_row_that_ended_writes_no_further(trained_bundle: Path) -> None:
     decoding.prefill(prompt.astype(np.float32), np.array([7, 3]))
     for _ in range(4):  # the cache has no room for a token of the first row
         logits = decoding.step(np.array([1, 2]), np.array([False, True]))
-    assert np.isfinite(logits[1]).all()
+        assert np.isfinite(logits[1]).all()
 
 
 def test_what_onnxruntime_cannot_do_is_told(trained_bundle: Path) -> None:
