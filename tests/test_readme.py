@@ -17,6 +17,13 @@ PAGES = (
     "docs/quantization/calibration-data.md",
     "docs/quantization/half-precision.md",
     "docs/quantization/kv-cache.md",
+    "docs/bench.md",
+    "docs/debugging.md",
+    "docs/engines.md",
+    "docs/gpu-loop.md",
+    "docs/onnxruntime-gpu.md",
+    "docs/token-selection.md",
+    "docs/measurements/gpu.md",
     "docs/measurements/precision.md",
     "docs/onnxruntime-gpu.md",
 )
@@ -53,7 +60,16 @@ def test_the_readme_names_the_two_commands_and_every_verb() -> None:
     readme = text_of("README.md")
     verbs = [
         f"vlmport {verb}"
-        for verb in ("export", "parity", "generate", "evaluate", "inspect", "doctor")
+        for verb in (
+            "export",
+            "parity",
+            "build",
+            "bench",
+            "generate",
+            "evaluate",
+            "inspect",
+            "doctor",
+        )
     ]
     missing = [word for word in ("scripts/demo", "scripts/test", *verbs) if word not in readme]
     assert missing == []
