@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Bindings", "load_bindings"]
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "gpu"}
 
 
 class Bindings(Protocol):
@@ -59,7 +60,7 @@ def load_bindings(name: TensorRTName) -> Bindings:
         found = "not installed" if missing else f"installed, but does not load ({error})"
         msg = (
             f"{_MODULES[name]}: {found}; expected for the backend {name}; "
-            "pip install 'vlmport[gpu]'; `vlmport doctor` shows what is usable"
+            f"pip install 'vlmport[{_EXTRAS[name]}]'; `vlmport doctor` shows what is usable"
         )
         raise EngineError(msg) from error
     bindings: Bindings = module

@@ -10,7 +10,7 @@ EXTRA_OF_MODULE = MappingProxyType(
     {
         "onnxruntime": "cpu",
         "cuda": "gpu",
-        "tensorrt": "gpu",
+        "tensorrt": "tensorrt",
         "tensorrt_rtx": "gpu",
         "onnxruntime_ep_nv_tensorrt_rtx": "gpu",
         "torch": "export",

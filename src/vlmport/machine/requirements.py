@@ -30,6 +30,7 @@ _TENSORRT_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 _CPU_LINE = "pip install 'vlmport[cpu]'"
 _GPU_LINE = "pip install 'vlmport[gpu]'"
+_TENSORRT_LINE = "pip install 'vlmport[tensorrt]'"
 _DRIVER_ADVICE = (
     "use a machine with an NVIDIA GPU and a driver for CUDA 13, and give a container --gpus all"
 )
@@ -157,7 +158,7 @@ def _plugin() -> Requirement:
 
 
 def _tensorrt() -> Requirement:
-    return _module(_TENSORRT_MODULES["tensorrt"], _GPU_LINE)
+    return _module(_TENSORRT_MODULES["tensorrt"], _TENSORRT_LINE)
 
 
 def _tensorrt_rtx() -> Requirement:
