@@ -295,6 +295,15 @@ class _FuyuReference:
     processor: Any
     special_tokens: SpecialTokens
 
+    @property
+    def causal_model(self) -> Any:
+        """See `DecodingReference.causal_model`."""
+        return self.model
+
+    def move_to(self, device: str) -> None:
+        """See `DecodingReference.move_to`."""
+        self.model.to(device)
+
     def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture with transformers: image_patches [num_patches, length]."""
         inputs = self.greedy_inputs("", [image])

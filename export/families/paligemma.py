@@ -245,6 +245,15 @@ class _Reference:
     template: str
     special_tokens: SpecialTokens
 
+    @property
+    def causal_model(self) -> Any:
+        """See `DecodingReference.causal_model`."""
+        return self.model
+
+    def move_to(self, device: str) -> None:
+        """See `DecodingReference.move_to`."""
+        self.model.to(device)
+
     def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture with transformers' image processor."""
         pixels = self.processor.image_processor([image], return_tensors="np")["pixel_values"]
