@@ -150,7 +150,8 @@ class DecodeFigures:
             device; None where the backend cannot tell.
         bytes_per_step: weights of the decoder, the cache that is read and what is written to it;
             None for a contender that does not run the bundle.
-        roofline_share: these bytes / step / the bandwidth that was measured in the same round.
+        roofline_share: these bytes / step / the bandwidth that was measured in the same round;
+            None on another device than the bundle's.
         ratio: its time / the bundle's time in the same round; above 1 the bundle is faster.
         reason: why it was not measured; "" if it was.
     """

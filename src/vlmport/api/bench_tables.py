@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlmport.api.bench_points import DecodePoint, FirstTokenPoint
-from vlmport.api.bench_contenders import TORCH_CONTENDERS
+from vlmport.api.bench_contenders import TORCH_CONTENDERS, is_on_gpu
 from vlmport.api.bench_report import (
     ContenderFigures,
     DecodeFigures,
@@ -101,10 +101,12 @@ def _decode_row(
 ) -> DecodeFigures:
     seconds = measured.seconds.get((point, name))
     context = len(point.prompt.token_ids) if point.prompt else 0
-    runs_bundle = name not in TORCH_CONTENDERS and context > 0
-    moved = decode_bytes(manifest, point.batch, context, point.steps) if runs_bundle else None
+    moved = None
+    if name not in TORCH_CONTENDERS and point.prompt is not None:
+        moved = decode_bytes(manifest, point.batch, context, point.steps)
     share = None
-    if seconds and moved is not None:
+    # The bandwidth is that of the device of the first contender.
+    if seconds and moved is not None and is_on_gpu(name) == is_on_gpu(measured.contenders[0]):
         pairs = zip(seconds, measured.bandwidths, strict=True)
         share = spread([moved / step / bandwidth for step, bandwidth in pairs])
     return DecodeFigures(

@@ -46,6 +46,9 @@ class TorchContender:
             )
             raise InputError(msg)
         torch.set_num_threads(spec.threads)
+        # The same advice at each of a hundred prompts says nothing about speed.
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         reference = load_reference(spec.checkpoint, spec.precision)
         if not isinstance(reference, DecodingReference):
             msg = f"{spec.checkpoint}: its family's reference cannot decode by itself; leave it out"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MemoryUse", "NotRun", "Worker", "peak_rss_bytes"]
 
 _log = logging.getLogger(__name__)
+_END_SECONDS = 10.0
 _STATUS = Path("/proc/self/status")
 
 
@@ -110,10 +111,12 @@ class Worker:
         return MemoryUse(None, None) if isinstance(answer, NotRun) else answer
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, which cleans up after itself if it can."""
         self._connection.close()
-        self._process.terminate()
-        self._process.join()
+        self._process.join(timeout=_END_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
 
     def _ask(self, command: _Command, kind: type[ReplyT]) -> ReplyT | NotRun:
         with contextlib.suppress(OSError):  # a process that has ended is told of below
