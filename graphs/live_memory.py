@@ -14,7 +14,6 @@ from vlmport.errors import GraphError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
-    from pathlib import Path
 
 __all__ = ["LivePeak", "live_peak"]
 
@@ -44,7 +43,8 @@ class LivePeak:
 
 
 def live_peak(
-    path: Path,
+    model: ir.Model,
+    name: str,
     lengths: Mapping[str, int],
     outside: Collection[str],
     stores_scores: Callable[[ir.Node], bool],
@@ -56,7 +56,8 @@ def live_peak(
     Weights, and what is computed from weights alone, do not count.
 
     Args:
-        path: <graph>.onnx; its weights are not read.
+        model: the graph, which is changed; its weights are not read.
+        name: of the graph, for messages.
         lengths: axis -> its length, for every dynamic axis.
         outside: ports that others count, such as the cache.
         stores_scores: whether an Attention node writes its scores to memory, as it does where it is
@@ -65,15 +66,14 @@ def live_peak(
     Raises:
         GraphError: if an axis has no length here, or a shape does not follow from them.
     """
-    model = ir.load(path)
-    _fix_shapes_(model, path.name, lengths)
+    _fix_shapes_(model, name, lengths)
     fold_constants(
         model,
         onnx_shape_inference=True,
         input_size_limit=_MOST_FOLDED,
         output_size_limit=_MOST_FOLDED,
     )
-    return _Walk(model, path.name, outside, stores_scores).peak()
+    return _Walk(model, name, outside, stores_scores).peak()
 
 
 def _fix_shapes_(model: ir.Model, name: str, lengths: Mapping[str, int]) -> None:

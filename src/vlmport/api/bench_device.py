@@ -27,6 +27,7 @@ __all__ = [
     "GpuBandwidth",
     "bandwidth_probe",
     "environment",
+    "free_and_total",
     "usable_cores",
 ]
 
@@ -127,15 +128,15 @@ class DeviceMemory:
     def __init__(self) -> None:
         self.most = 0
         self._held = 0
-        self._free = _free_and_total()[0]  # the context exists from here on
+        self._free = free_and_total()[0]  # the context exists from here on
 
     def begin(self) -> None:
         """A piece of work begins; what others took meanwhile is theirs."""
-        self._free = _free_and_total()[0]
+        self._free = free_and_total()[0]
 
     def note(self) -> None:
         """A piece of work has ended."""
-        free = _free_and_total()[0]
+        free = free_and_total()[0]
         self._held += self._free - free
         self._free = free
         self.most = max(self.most, self._held)
@@ -183,15 +184,19 @@ def _gpu() -> tuple[str, str, int]:
         runtime = _cuda()
         properties = _call(runtime.cudaGetDeviceProperties(0))
         version: int = _call(runtime.cudaDriverGetVersion())
-        total = _free_and_total()[1]
+        total = free_and_total()[1]
     except VlmportError:
         return "", "", 0
-    name = properties.name
-    words = name.decode() if isinstance(name, bytes) else str(name)
-    return words, f"{version // 1000}.{version % 1000 // 10}", total
+    name = bytes(properties.name).split(b"\0")[0].decode(errors="replace")
+    return name, f"{version // 1000}.{version % 1000 // 10}", total
 
 
-def _free_and_total() -> tuple[int, int]:
+def free_and_total() -> tuple[int, int]:
+    """Bytes of the GPU's memory that are free, and all of them.
+
+    Raises:
+        VlmportError: if there is no GPU.
+    """
     free, total = _call(_cuda().cudaMemGetInfo())
     return int(free), int(total)
 
