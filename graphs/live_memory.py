@@ -134,7 +134,7 @@ class _Walk:
     def _settle_owners(self) -> None:
         for node in self._graph:
             fixed = all(value is None or value in self._fixed for value in node.inputs)
-            if fixed and node.inputs:
+            if fixed:
                 self._fixed.update(node.outputs)
             elif node.op_type in _ALIASES and node.inputs[0] is not None:
                 self._owners[node.outputs[0]] = self._owner(node.inputs[0])

@@ -228,7 +228,7 @@ def check_fits(plan: MemoryPlan) -> None:
 
 def in_gib(size: int) -> str:
     """Bytes for people."""
-    return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 27 else f"{size / (1 << 20):.1f} MiB"
+    return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.1f} MiB"
 
 
 def item_size(dtype: str) -> int:

@@ -25,7 +25,7 @@ def print_memory_plan(plan: MemoryPlan, console: Console) -> None:
         table.add_column(heading, no_wrap=True)
     for heading in ("weights", "activations, at most", "of them attention scores"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("most is alive at")
+    table.add_column("most is alive at", overflow="fold")
     for graph in plan.graphs:
         for place, one in enumerate(graph.profiles):
             first = place == 0
