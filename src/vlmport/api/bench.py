@@ -18,7 +18,9 @@ from vlmport.api.bench_prompts import PromptMaker
 from vlmport.api.bench_report import BENCH_SCHEMA_VERSION, Bandwidth, BenchReport, spread
 from vlmport.api.bench_tables import contender_figures, decode_figures, first_token_figures
 from vlmport.api.bench_worker import NotRun, Worker
+from vlmport.backend_names import BACKENDS, DEFAULT_BACKEND
 from vlmport.errors import InputError, close_matches
+from vlmport.machine.requirements import require_backend
 from vlmport.manifest import load_manifest, verify_files
 
 if TYPE_CHECKING:
@@ -29,15 +31,8 @@ if TYPE_CHECKING:
     from vlmport.api.progress import Progress
     from vlmport.contract import Manifest
 
-__all__ = ["BACKENDS", "BenchOptions", "bench"]
+__all__ = ["BenchOptions", "bench"]
 
-BACKENDS = (
-    "onnxruntime",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt-rtx",
-    "tensorrt",
-    "tensorrt-rtx",
-)
 _READ_BYTES = 512 << 20
 _SETTLE_SECONDS = 0.3
 
@@ -65,7 +60,7 @@ class BenchOptions:
     """
 
     bundle: Path
-    backend: str = "onnxruntime"
+    backend: str = DEFAULT_BACKEND
     engines: Path | None = None
     against: tuple[str, ...] = ()
     checkpoint: Path | None = None
@@ -115,10 +110,11 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
 
     Raises:
         BundleError: if the bundle cannot be opened.
-        InputError: if the bundle cannot run on the backend that was asked for. Whatever else
+        VlmportError: if the bundle cannot run on the backend that was asked for. Whatever else
             cannot run is in the report, with the reason.
     """
     manifest = load_manifest(options.bundle)
+    require_backend(options.backend, options.bundle, options.engines)
     verify_files(options.bundle, manifest, hashes=True)
     threads = options.threads or usable_cores()
     maker = PromptMaker(options.bundle, manifest)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vlmport.api.bench_prompts import bench_pictures
+from vlmport.backend_names import DEFAULT_BACKEND
 from vlmport.runtime import VisionLanguageModel
 from vlmport.runtime.request import Request
 
@@ -28,7 +29,6 @@ __all__ = [
 ]
 
 TORCH_CONTENDERS = ("torch", "torch-compile")
-_ON_CPU = "onnxruntime"  # of the backends; all others need a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class TellsHostTime(Protocol):
 
 def is_on_gpu(backend: str) -> bool:
     """Whether a backend of that name computes on a GPU."""
-    return backend != _ON_CPU
+    return backend != DEFAULT_BACKEND
 
 
 def open_contender(spec: ContenderSpec) -> Contender:
@@ -126,7 +126,11 @@ class BundleContender:
     """
 
     def __init__(self, spec: ContenderSpec) -> None:
-        model = VisionLanguageModel.load(spec.bundle, verify=False, threads=spec.threads)
+        # The backends of engines have no worker threads and refuse a number of them.
+        threads = spec.threads if spec.name.startswith(DEFAULT_BACKEND) else None
+        model = VisionLanguageModel.load(
+            spec.bundle, backend=spec.name, engines=spec.engines, verify=False, threads=threads
+        )
         tokens = replace(model.manifest.special_tokens, eos_token_ids=())
         generation = replace(model.manifest.generation, stop_strings=())
         # No answer ends by itself: each has the length that was asked for.

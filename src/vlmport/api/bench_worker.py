@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vlmport.api.bench_contenders import DecodeTiming, open_contender
+from vlmport.api.bench_contenders import TORCH_CONTENDERS, DecodeTiming, open_contender
 from vlmport.api.bench_device import DeviceMemory
 from vlmport.api.extras import missing_module_message
 from vlmport.errors import InputError, VlmportError
+from vlmport.machine.requirements import require_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,6 +167,8 @@ def _serve(connection: Connection, spec: ContenderSpec) -> None:
 
 
 def _open(spec: ContenderSpec) -> tuple[Contender, DeviceMemory | None]:
+    if spec.name not in TORCH_CONTENDERS:
+        require_backend(spec.name, spec.bundle, spec.engines)  # its message says what is missing
     device = DeviceMemory() if spec.on_gpu else None
     contender = open_contender(spec)
     if device is not None:
