@@ -7,15 +7,15 @@ does beside falls on all of them alike.
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlmport.api.bench_contenders import TORCH_CONTENDERS, ContenderSpec, is_on_gpu
 from vlmport.api.bench_device import bandwidth_probe, environment, usable_cores
-from vlmport.api.bench_points import Measurement, decode_points, first_token_points
+from vlmport.api.bench_points import decode_points, first_token_points
 from vlmport.api.bench_prompts import PromptMaker
 from vlmport.api.bench_report import BENCH_SCHEMA_VERSION, Bandwidth, BenchReport, spread
+from vlmport.api.bench_rounds import measure_in_turn
 from vlmport.api.bench_tables import contender_figures, decode_figures, first_token_figures
 from vlmport.api.bench_worker import NotRun, Worker
 from vlmport.backend_names import BACKENDS, DEFAULT_BACKEND
@@ -26,7 +26,6 @@ from vlmport.manifest import load_manifest, verify_files
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vlmport.api.bench_device import BandwidthProbe
     from vlmport.api.bench_points import Point
     from vlmport.api.progress import Progress
     from vlmport.contract import Manifest
@@ -126,7 +125,9 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
     with contextlib.ExitStack() as stack:
         workers = _open(options, manifest, threads, stack, progress)
         probe = bandwidth_probe(options.read_bytes, threads, on_gpu=is_on_gpu(options.backend))
-        measured = _measure(options, points, workers, probe, progress)
+        measured = measure_in_turn(
+            points, workers, probe, options.rounds, options.settle_seconds, progress
+        )
         memory = {
             name: worker if isinstance(worker, NotRun) else (worker.computes, worker.memory())
             for name, worker in workers.items()
@@ -177,34 +178,3 @@ def _open(
             workers[name] = worker
         progress.finish()
     return workers
-
-
-def _measure(
-    options: BenchOptions,
-    points: tuple[Point, ...],
-    workers: dict[str, Worker | NotRun],
-    probe: BandwidthProbe,
-    progress: Progress,
-) -> Measurement:
-    """Each point once to warm up, compile and allocate, then round after round."""
-    measured = Measurement(points, tuple(workers))
-    running = {name: one for name, one in workers.items() if isinstance(one, Worker)}
-    for name, one in workers.items():
-        if isinstance(one, NotRun):
-            measured.refuse(name, one)
-    progress.start("warming up", len(points) * len(running))
-    for point in points:
-        for name, worker in running.items():
-            measured.warm_up(point, name, worker)
-            progress.advance(1)
-    progress.start("measuring", options.rounds * len(points) * len(running))
-    for _ in range(options.rounds):
-        time.sleep(options.settle_seconds)
-        measured.bandwidths.append(probe.measure())
-        for point in points:
-            for name, worker in running.items():
-                time.sleep(options.settle_seconds)
-                measured.measure(point, name, worker)
-                progress.advance(1)
-    progress.finish()
-    return measured

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -13,6 +14,8 @@ from vlmport.runtime import VisionLanguageModel
 from vlmport.runtime.request import Request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlmport.api.bench_prompts import BenchPrompt
     from vlmport.contract import Precision
     from vlmport.runtime.request import Piece
@@ -23,7 +26,7 @@ __all__ = [
     "Contender",
     "ContenderSpec",
     "DecodeTiming",
-    "TellsHostTime",
+    "TellsWaiting",
     "is_on_gpu",
     "open_contender",
 ]
@@ -60,12 +63,12 @@ class DecodeTiming:
 
     Attributes:
         step_seconds: of each step; each makes one token of every row.
-        host_seconds: of a step, on average, that the host spends on it without waiting for the
-            device; None where the backend cannot tell.
+        host_seconds: of each step, what the host spent on it without waiting for the device; None
+            where the backend cannot tell.
     """
 
     step_seconds: tuple[float, ...]
-    host_seconds: float | None
+    host_seconds: tuple[float, ...] | None
 
 
 class Contender(Protocol):
@@ -91,11 +94,10 @@ class Contender(Protocol):
 
 
 @runtime_checkable
-class TellsHostTime(Protocol):
-    """A backend that counts the time that the host spends on decode steps."""
+class TellsWaiting(Protocol):
+    """A backend that counts the seconds that the host has waited for the device so far."""
 
-    host_step_seconds: float
-    host_steps: int
+    waited_seconds: float
 
 
 def is_on_gpu(backend: str) -> bool:
@@ -147,22 +149,26 @@ class BundleContender:
 
     def decode(self, prompt: BenchPrompt, batch: int, steps: int) -> DecodeTiming:
         """See `Contender.decode`."""
+        backend = self._model._backend
+        device = backend if isinstance(backend, TellsWaiting) else None
         times: list[float] = []
+        waited: list[float] = []
 
         def note(piece: Piece) -> None:
             if piece.token_id is not None:
                 times.append(time.perf_counter())
+                waited.append(device.waited_seconds if device is not None else 0.0)
 
-        backend = self._model._backend
-        host = backend if isinstance(backend, TellsHostTime) else None
-        before = (host.host_step_seconds, host.host_steps) if host else (0.0, 0)
         request = Request(prompt.text, max_new_tokens=steps + 1)
         self._model.generate_batch([request] * batch, on_piece=note)
-        # Rows come in order; with its last row a step is complete.
-        ends = times[batch - 1 :: batch]
         assert len(times) == batch * (steps + 1)
-        taken = tuple(after - earlier for earlier, after in zip(ends, ends[1:], strict=False))
-        if host is None or host.host_steps == before[1]:
+        taken = _differences(times[batch - 1 :: batch])  # with its last row a step is complete
+        if device is None:
             return DecodeTiming(taken, None)
-        count = host.host_steps - before[1]
-        return DecodeTiming(taken, (host.host_step_seconds - before[0]) / count)
+        waits = _differences(waited[batch - 1 :: batch])
+        host = tuple(whole - wait for whole, wait in zip(taken, waits, strict=True))
+        return DecodeTiming(taken, host)
+
+
+def _differences(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(after - before for before, after in pairwise(values))

@@ -112,7 +112,7 @@ class Measurement:
             return
         self.seconds.setdefault(key, []).append(statistics.median(answer.step_seconds))
         if answer.host_seconds is not None:
-            self.host_seconds.setdefault(key, []).append(answer.host_seconds)
+            self.host_seconds.setdefault(key, []).append(statistics.median(answer.host_seconds))
 
     def _ask(self, point: Point, contender: str, worker: Worker) -> float | DecodeTiming | None:
         key = (point, contender)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,7 +96,7 @@ class TorchContender:
             token_ids = output.logits[:, -1].argmax(dim=-1, keepdim=True)
             token_ids.tolist()  # waits for the device, as a caller who shows the text does
             ends.append(time.perf_counter())
-        taken = (after - earlier for earlier, after in zip(ends, ends[1:], strict=False))
+        taken = (after - earlier for earlier, after in pairwise(ends))
         return DecodeTiming(tuple(taken), None)
 
     def _cache(self, length: int) -> Any:
