@@ -92,8 +92,9 @@ class GpuBandwidth:
         self.method = f"copying {size >> 20} MiB on the GPU, read and written bytes, the best of 3"
         self._size = size
         runtime = _cuda()
-        self._source, self._target = _call(runtime.cudaMalloc(size)), _call(
-            runtime.cudaMalloc(size)
+        self._source, self._target = (
+            _call(runtime.cudaMalloc(size)),
+            _call(runtime.cudaMalloc(size)),
         )
         self._begin, self._end = _call(runtime.cudaEventCreate()), _call(runtime.cudaEventCreate())
 
@@ -206,8 +207,7 @@ def _cuda() -> Any:  # cuda-python has no types
         from cuda.bindings import runtime
     except ImportError as error:
         msg = (
-            f"cuda-python: cannot be used ({error}); expected for a GPU; "
-            "pip install 'vlmport[gpu]'"
+            f"cuda-python: cannot be used ({error}); expected for a GPU; pip install 'vlmport[gpu]'"
         )
         raise VlmportError(msg) from error
     return runtime

@@ -106,7 +106,9 @@ def _decoding(report: BenchReport) -> Table:
         ]
         if with_host:
             cells.append(shown_spread(one.host_milliseconds))
-        table.add_row(Text(one.contender), str(one.batch), str(one.context or one.context_wanted), *cells)
+        table.add_row(
+            Text(one.contender), str(one.batch), str(one.context or one.context_wanted), *cells
+        )
     return table
 
 

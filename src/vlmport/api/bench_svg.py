@@ -82,5 +82,3 @@ def _x(length: int, marks: Sequence[int]) -> float:
 
 def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{style}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
-
-

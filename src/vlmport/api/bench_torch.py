@@ -84,9 +84,7 @@ class TorchContender:
         """See `Contender.decode`."""
         ids = torch.tensor([prompt.token_ids] * batch, device=self._device)
         cache = self._cache(ids.shape[1] + steps)
-        output = self._model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         forward = self._step_forward()
         token_ids = output.logits[:, -1].argmax(dim=-1, keepdim=True)
         token_ids.tolist()

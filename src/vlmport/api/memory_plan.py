@@ -134,6 +134,8 @@ class Planner:
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         self.manifest = manifest
         self._bundle = bundle
+        self._graphs: dict[int, list[EngineSource]] = {}  # by max_length
+        self._selecting = selection_sources(bundle, manifest.dimensions.vocab_size)
         self._peaks: dict[tuple[str, tuple[tuple[str, int], ...]], LivePeak] = {}
 
     def plan(self, options: BuildOptions, available: Memory | None = None) -> MemoryPlan:
@@ -145,19 +147,15 @@ class Planner:
         """
         check_options(self.manifest, options)
         manifest = self.manifest
-        sources = [
-            engine_source(self._bundle / graph.file, graph.name, options.max_length)
-            for graph in manifest.graphs
-        ]
-        selecting = selection_sources(self._bundle, manifest.dimensions.vocab_size)
-        graphs = [self._graph(source, options) for source in (*sources, *selecting)]
+        sources = (*self._bundle_sources(options.max_length), *self._selecting)
+        graphs = [self._graph(source, options) for source in sources]
         a_token = manifest.kv_layout.bytes_per_token(item_size(manifest.kv_layout.dtype))
         weights = sum(graph.weight_bytes for graph in graphs)
         cache = a_token * options.max_batch * options.max_length
         activations = max(one.size for graph in graphs for one in graph.profiles)
         buffers = self._step_bytes(options) + sum(
             self._peak(source, profile, options).port_bytes
-            for source in selecting
+            for source in self._selecting
             for profile in graph_profiles(manifest, source, options)
         )
         return MemoryPlan(
@@ -172,6 +170,14 @@ class Planner:
             total_bytes=weights + cache + activations + buffers,
             available=available,
         )
+
+    def _bundle_sources(self, max_length: int) -> list[EngineSource]:
+        if max_length not in self._graphs:
+            self._graphs[max_length] = [
+                engine_source(self._bundle / graph.file, graph.name, max_length)
+                for graph in self.manifest.graphs
+            ]
+        return self._graphs[max_length]
 
     def _step_bytes(self, options: BuildOptions) -> int:
         sizes = self.manifest.dimensions

@@ -51,7 +51,7 @@ def _sum(plan: MemoryPlan) -> list[str]:
         f"activations   {in_gib(plan.activation_bytes)} (an upper estimate: nothing is fused; "
         "engines take turns in one block)",
         f"buffers       {in_gib(plan.buffer_bytes)} (logits, embeddings, choosing tokens)",
-        f"in all        {in_gib(plan.total_bytes)}, and the CUDA context on top",
+        f"in all        {in_gib(plan.total_bytes)}; the CUDA context and the engines' kernels come on top",
     ]
     if plan.available is None:
         return [*lines, "GPU           none at hand; say its memory with --device-memory GIB"]
