@@ -77,7 +77,7 @@ class DecodingReference(Reference, Protocol):
 
     @property
     def causal_model(self) -> Any:
-        """transformers' model that takes input_ids and a cache and gives logits."""
+        """The transformers model that takes input_ids and a cache and gives logits."""
         ...
 
     def move_to(self, device: str) -> None:

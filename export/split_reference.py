@@ -68,7 +68,7 @@ class SplitReference:
     def move_to(self, device: str) -> None:
         """See `DecodingReference.move_to`."""
         for module in (*self._towers, self.connector, self.language_model):
-            cast("nn.Module", module).to(device)
+            module.to(device)
 
     def image_inputs(self, image: Image.Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture: pixel_values float32 [1, 3, height, width]."""

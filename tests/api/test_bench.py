@@ -113,6 +113,7 @@ def test_the_memory_of_a_new_process_does_not_begin_with_its_parent_s() -> None:
         child = pool.apply(peak_rss_bytes)
     own = peak_rss_bytes()
     assert own is not None
+    assert child is not None
     assert held.nbytes < own
     assert child < own - held.nbytes // 2
 
@@ -172,7 +173,8 @@ def test_host_time_is_the_step_without_the_wait(trained_bundle: Path, maker: Pro
     contender._model._backend = _Waiting(contender._model._backend)  # type: ignore[assignment]
     timing = contender.decode(maker.make(0, 64, 5), batch=2, steps=4)
     assert timing.host_seconds is not None
-    waits = [step - host for step, host in zip(timing.step_seconds, timing.host_seconds)]
+    pairs = zip(timing.step_seconds, timing.host_seconds, strict=True)
+    waits = [step - host for step, host in pairs]
     assert waits == pytest.approx([-2.0] * 4)  # one look a row
 
 
@@ -301,8 +303,8 @@ def test_a_gpu_backend_is_timed(trained_bundle: Path, tmp_path: Path, backend: B
         engines = build(trained_bundle, wanted, SilentProgress(), tmp_path / "e").folder
     changes = options(trained_bundle, backend=backend, engines=engines, contexts=(64,))
     found = bench(changes, SilentProgress())
-    for one in (*found.decode, *found.first_token):
-        assert one.reason == ""
+    reasons = [one.reason for one in found.decode] + [one.reason for one in found.first_token]
+    assert set(reasons) == {""}
     assert (found.contenders[0].device_bytes or 0) > sum(found.parameter_bytes.values()) // 2
     assert found.environment.gpu
     if engines is not None:

@@ -81,10 +81,14 @@ def test_single_precision_attention_stores_its_scores(planner: Planner) -> None:
 
 def test_more_of_anything_never_needs_less(planner: Planner) -> None:
     base = planner.plan(OPTIONS).total_bytes
-    for field, value in (("max_batch", 9), ("max_length", 1100), ("prefill_chunk", 256)):
-        assert planner.plan(replace(OPTIONS, **{field: value})).total_bytes > base, field
-    more = planner.plan(replace(OPTIONS, max_images=200))
-    assert sizes(more)["vision_encoder", "default"] > 50 * 1024 * 1024
+    for more in (
+        replace(OPTIONS, max_batch=9),
+        replace(OPTIONS, max_length=1100),
+        replace(OPTIONS, prefill_chunk=256),
+    ):
+        assert planner.plan(more).total_bytes > base, more
+    pictures = planner.plan(replace(OPTIONS, max_images=200))
+    assert sizes(pictures)["vision_encoder", "default"] > 50 * 1024 * 1024
 
 
 def number(advice: str, option: str) -> int:
@@ -98,15 +102,15 @@ def test_advice_is_the_largest_that_fits(trained_bundle: Path, planner: Planner)
     plan = plan_memory(trained_bundle, OPTIONS, most)
     assert plan.fits is False
     advice = "; ".join(plan.advice)
-    for option, field in (
-        ("--max-batch", "max_batch"),
-        ("--max-length", "max_length"),
-        ("--prefill-chunk", "prefill_chunk"),
-    ):
+    changes: dict[str, Callable[[int], BuildOptions]] = {
+        "--max-batch": lambda value: replace(OPTIONS, max_batch=value),
+        "--max-length": lambda value: replace(OPTIONS, max_length=value),
+        "--prefill-chunk": lambda value: replace(OPTIONS, prefill_chunk=value),
+    }
+    for option, changed in changes.items():
         largest = number(advice, option)
-        fitting = replace(OPTIONS, **{field: largest})
-        assert planner.plan(fitting, most).fits is True, option
-        assert planner.plan(replace(fitting, **{field: largest + 1}), most).fits is False, option
+        assert planner.plan(changed(largest), most).fits is True, option
+        assert planner.plan(changed(largest + 1), most).fits is False, option
     assert "vlmport quantize --precision fp16`" in advice
 
 
@@ -116,7 +120,7 @@ def test_what_fits_needs_no_advice(trained_bundle: Path, planner: Planner) -> No
     assert (plan.fits, plan.advice) == (True, ())
     check_fits(plan)
     check_fits(plan_memory(trained_bundle, OPTIONS, None))
-    with pytest.raises(EngineError, match="GPU memory: .* needed"):
+    with pytest.raises(EngineError, match=r"GPU memory: .* needed"):
         check_fits(plan_memory(trained_bundle, OPTIONS, gpu(exact.size - 1)))
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmport.api.bench_points import DecodePoint, FirstTokenPoint
 from vlmport.api.bench_contenders import TORCH_CONTENDERS, is_on_gpu
+from vlmport.api.bench_points import DecodePoint, FirstTokenPoint
 from vlmport.api.bench_report import (
     ContenderFigures,
     DecodeFigures,

@@ -12,7 +12,6 @@ from vlmport.manifest import load_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
     from pathlib import Path
 
     from vlmport.api.memory_plan import MemoryPlan

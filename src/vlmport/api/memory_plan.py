@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GraphMemory",
-    "MemoryPlan",
     "Memory",
+    "MemoryPlan",
     "Planner",
     "ProfileMemory",
     "check_fits",
@@ -266,7 +266,7 @@ def _largest(source: EngineSource, profile: EngineProfile) -> dict[str, int]:
 
 
 def _is_decomposed(node: ir.Node) -> bool:
-    """Whether TensorRT has no kernel for an attention: none for single precision, nor a soft cap."""
+    """Whether TensorRT has no kernel: it has none for single precision, and none for a soft cap."""
     query = node.inputs[0]
     cap = node.attributes.get("softcap")
     has_cap = cap is not None and cap.as_float() != 0.0

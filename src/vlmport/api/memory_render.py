@@ -44,14 +44,18 @@ def print_memory_plan(plan: MemoryPlan, console: Console) -> None:
 
 def _sum(plan: MemoryPlan) -> list[str]:
     options = plan.options
+    cache = (
+        f"{plan.cache_bytes_per_token} bytes a token, max_batch {options.max_batch} x max_length "
+        f"{options.max_length}"
+    )
+    estimate = "an upper estimate: nothing is fused; engines take turns in one block"
+    rest = "the CUDA context and the engines' kernels come on top"
     lines = [
         f"weights       {in_gib(plan.weight_bytes)} ({plan.precision})",
-        f"cache         {in_gib(plan.cache_bytes)} ({plan.cache_bytes_per_token} bytes a token, "
-        f"max_batch {options.max_batch} x max_length {options.max_length})",
-        f"activations   {in_gib(plan.activation_bytes)} (an upper estimate: nothing is fused; "
-        "engines take turns in one block)",
+        f"cache         {in_gib(plan.cache_bytes)} ({cache})",
+        f"activations   {in_gib(plan.activation_bytes)} ({estimate})",
         f"buffers       {in_gib(plan.buffer_bytes)} (logits, embeddings, choosing tokens)",
-        f"in all        {in_gib(plan.total_bytes)}; the CUDA context and the engines' kernels come on top",
+        f"in all        {in_gib(plan.total_bytes)}; {rest}",
     ]
     if plan.available is None:
         return [*lines, "GPU           none at hand; say its memory with --device-memory GIB"]
