@@ -26,12 +26,17 @@ _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 class Bindings(Protocol):
     """What is used of the module `tensorrt` or `tensorrt_rtx`."""
 
+    def __hash__(self) -> int:
+        """A module can be a key."""
+        ...
+
     __version__: str
     AttentionIOForm: type[trt.AttentionIOForm]
     Builder: type[trt.Builder]
     BuilderFlag: type[trt.BuilderFlag]
     CausalMaskKind: type[trt.CausalMaskKind]
     DataType: type[trt.DataType]
+    ExecutionContextAllocationStrategy: type[trt.ExecutionContextAllocationStrategy]
     EngineInspector: type[trt.EngineInspector]
     IAttentionInputLayer: type[trt.IAttentionInputLayer]
     ILogger: type[trt.ILogger]
