@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from vlmport.errors import BundleError, InputError
 from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from vlmport.runtime.coordinate_regions import read_coordinates
-from vlmport.runtime.generate import check_length, decode_rows, fuse_image_features, make_row
+from vlmport.runtime.generate import check_length, decode_rows, make_row
 from vlmport.runtime.image_file import load_image
 from vlmport.runtime.masks import with_masks
 from vlmport.runtime.messages import count_images, messages_from_prompt
@@ -117,7 +118,12 @@ class VisionLanguageModel:
             prompt, messages, tuple(images), max_new_tokens, options, tuple(stop_strings)
         )
         row = self._row(request, time.perf_counter())
-        return (piece for _, piece in decode_rows(self._backend, [row], self.manifest))
+        return self._pieces(row)
+
+    def _pieces(self, row: Row) -> Iterator[Piece]:
+        with closing(decode_rows(self._backend, [row], self.manifest)) as steps:
+            for _, piece in steps:
+                yield piece
 
     def generate(
         self,
@@ -174,9 +180,11 @@ class VisionLanguageModel:
             raise InputError(msg)
         started = time.perf_counter()
         rows = [self._row(request, started) for request in requests]
-        for _, piece in decode_rows(self._backend, rows, self.manifest, on_logits):
-            if on_piece is not None:
-                on_piece(piece)
+        # Closed at once where on_piece raises: a traceback would keep the cache.
+        with closing(decode_rows(self._backend, rows, self.manifest, on_logits)) as steps:
+            for _, piece in steps:
+                if on_piece is not None:
+                    on_piece(piece)
         return [self._result(row) for row in rows]
 
     def forced_logits(
@@ -203,13 +211,13 @@ class VisionLanguageModel:
                 f"answer; the bundle's max_length is {limit}; give a shorter one"
             )
             raise InputError(msg)
-        decoding = self._backend.start(1, length)
-        logits = decoding.prefill(embeds[None], np.array([len(embeds)], np.int64))
-        for index in range(len(token_ids)):
-            if index:
-                last = np.array([token_ids[index - 1]], np.int64)
-                logits = decoding.step(last, np.ones(1, np.bool_))
-            yield logits[0]
+        with closing(self._backend.start(1, length)) as decoding:
+            logits = decoding.prefill(embeds[None], np.array([len(embeds)], np.int64))
+            for index in range(len(token_ids)):
+                if index:
+                    last = np.array([token_ids[index - 1]], np.int64)
+                    logits = decoding.step(last, np.ones(1, np.bool_))
+                yield logits[0]
 
     def prompt_embeddings(self, request: Request) -> NDArray[np.floating[Any]]:
         """What the decoder gets for a request: [sequence_length, hidden_size], images in place.
@@ -217,7 +225,7 @@ class VisionLanguageModel:
         Raises:
             InputError: if an image or the prompt cannot be used.
         """
-        return self._row(request, time.perf_counter()).inputs_embeds
+        return self._row(request, time.perf_counter()).inputs_embeds.numpy()
 
     def with_graph(self, graph: str, path: Path) -> VisionLanguageModel:
         """A model with one graph replaced by another of the same ports; the others are shared.
@@ -245,15 +253,7 @@ class VisionLanguageModel:
 
     def image_features(self, image: PreparedImage) -> NDArray[np.floating[Any]]:
         """One picture's embeddings: [num_image_tokens, hidden_size] in the bundle's precision."""
-        features = [self._tile_features(tile) for tile in image.tiles()]
-        return np.concatenate(features).reshape(-1, self.manifest.dimensions.hidden_size)
-
-    def _tile_features(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
-        arrays = inputs
-        for graph in self.manifest.image_graphs:
-            arrays = {**arrays, **self.run(graph, arrays)}
-        features: NDArray[np.float32] = arrays["image_features"]
-        return features
+        return self._backend.image_features(image.tiles()).numpy()
 
     def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """The token embedding of int64 [batch, sequence_length]: [.., .., hidden_size]."""
@@ -297,12 +297,9 @@ class VisionLanguageModel:
             _log.warning(_CUT, prompt.num_cut, len(prompt.input_ids))
         # An image token's own embedding is replaced; its id may lie outside of the table.
         text_ids = np.where(prompt.image_mask, 0, prompt.input_ids)
-        embeds = self.inputs_embeds(text_ids[None])[0]
-        if images:
-            # One image at a time: the result of an image does not depend on its neighbours.
-            features = np.concatenate([self.image_features(image) for image in images])
-            seen = features[: prompt.image_tokens]  # fewer where the prompt was cut
-            embeds = fuse_image_features(embeds, prompt.image_mask, seen)
+        # One image at a time: the result of an image does not depend on its neighbours.
+        features = [self._backend.image_features(image.tiles()) for image in images]
+        embeds = self._backend.embed_prompt(text_ids, prompt.image_mask, features)
         sizes = tuple(image.size for image in images)
         return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started, sizes)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmport.errors import BundleError, VlmportError
+from vlmport.runtime.backends.host import HostBackend
 from vlmport.runtime.kv_cache import GrowingCache
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = ["OnnxRuntimeBackend", "open_session", "ort_value"]
 _PREFILL_CHUNK = 512
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(HostBackend):
     """The graphs of a bundle as ONNX Runtime sessions.
 
     Args:
@@ -43,7 +44,7 @@ class OnnxRuntimeBackend:
     name = "onnxruntime-cpu"
 
     def __init__(self, bundle: Path, manifest: Manifest, threads: int | None = None) -> None:
-        self._manifest = manifest
+        super().__init__(manifest)
         self._threads = threads
         self._sessions = {
             graph.name: open_session(
@@ -153,6 +154,12 @@ class OnnxRuntimeDecoding:
             self._step_is_bound = True
         self._decoder.run_with_iobinding(self._binding)
         return self._logits
+
+    def close(self) -> None:
+        """Frees the cache; see `Decoding.close`."""
+        self._binding.clear_binding_inputs()
+        self._binding.clear_binding_outputs()
+        self._cache.arrays.clear()
 
     def _reserve(self, rows: int, filled: int) -> bool:
         if not self._cache.reserve(rows, filled):
