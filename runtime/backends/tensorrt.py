@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vlmport.errors import EngineError
 from vlmport.runtime.backends.tensorrt_decoding import BatchState, DecodeContexts, too_long
 from vlmport.runtime.backends.tensorrt_graphs import DeviceRows, GraphRunner
 from vlmport.runtime.backends.tensorrt_tokens import DeviceLogitDecoding, DeviceTokenDecoding
 from vlmport.runtime.device.cuda import load_cuda
-from vlmport.runtime.device.memory import DeviceBuffer
 from vlmport.runtime.engines.bindings import load_bindings
 from vlmport.runtime.engines.opening import find_engines, load_engines
 from vlmport.runtime.engines.running import RunningEngines
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from vlmport.contract import Manifest
@@ -70,8 +68,6 @@ class TensorRTBackend:
         self._running = RunningEngines(cuda, bindings, loaded)
         self._graphs = GraphRunner(self._running, manifest)
         self._contexts = DecodeContexts(self._running)
-        vocab_size = manifest.dimensions.vocab_size
-        self._suppressed = DeviceBuffer(cuda, vocab_size, "suppressed tokens")
         self._idle: BatchState | None = None
 
     @classmethod
@@ -121,15 +117,12 @@ class TensorRTBackend:
         """Makes an empty cache whose tokens are chosen on the GPU; see `Backend.start_tokens`."""
         with self._running.lock:
             state = self._take(len(samplers), max_length)
-            mask = np.zeros(self._manifest.dimensions.vocab_size, np.bool_)
-            mask[list(suppressed)] = True
-            self._running.transfer.upload(mask, "bool", self._suppressed.address)
             return DeviceTokenDecoding(
                 self._running,
                 self._contexts,
                 state,
                 samplers,
-                self._suppressed.address,
+                suppressed,
                 self._give_back,
             )
 
@@ -146,7 +139,6 @@ class TensorRTBackend:
             if self._idle is not None:
                 self._idle.close()
                 self._idle = None
-            self._suppressed.close()
             self._running.close()
 
     def _take(self, batch: int, max_length: int) -> BatchState:

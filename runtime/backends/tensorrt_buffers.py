@@ -30,7 +30,7 @@ class BatchBuffers:
         device_control: the same on the GPU.
         chosen: token_ids and faulty, in pinned memory.
         device_chosen: the same on the GPU. The tokens lie where the embedding reads them.
-        work: inputs_embeds and logits of a step.
+        work: inputs_embeds and logits of a step; suppressed, which tokens are never chosen.
         cache: keys and values, by the names of the decoder's inputs.
         reached: marks the end of a step.
     """
@@ -50,6 +50,7 @@ class BatchBuffers:
         work = {
             "inputs_embeds": (decoder.inputs[0].dtype, (batch, 1, hidden_size)),
             "logits": ("float32", (batch, vocab_size)),
+            "suppressed": ("bool", (vocab_size,)),
         }
         rows = (batch, layout.num_kv_heads, capacity, layout.head_dim)
         cache = {port.name: (layout.dtype, rows) for port in decoder.inputs[4:]}

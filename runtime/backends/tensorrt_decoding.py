@@ -79,6 +79,12 @@ class BatchState:
         # earlier answer, or of memory that was never written, would stay one.
         self._running.stream.clear(self.buffers.cache.address, self.buffers.cache.size)
 
+    def suppress(self, token_ids: Sequence[int]) -> None:
+        """Queues which tokens are never chosen."""
+        mask = np.zeros(self.buffers.work.fields["suppressed"].shape, np.bool_)
+        mask[list(token_ids)] = True
+        self._running.transfer.upload(mask, "bool", self.buffers.work["suppressed"])
+
     def selection(self, kind: type[Any]) -> Selection | None:
         """What a step of this kind ends with, if it was added."""
         return self._selections.get(kind)

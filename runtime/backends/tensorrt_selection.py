@@ -61,7 +61,6 @@ class GreedySelection:
         running: the engines.
         context: of select_greedy.
         buffers: of the batch.
-        suppressed: address of bool [vocab_size].
     """
 
     def __init__(
@@ -69,18 +68,16 @@ class GreedySelection:
         running: RunningEngines,
         context: EngineContext,
         buffers: BatchBuffers,
-        suppressed: int,
     ) -> None:
         self.contexts: Sequence[EngineContext] = (context,)
         self._running = running
         self._buffers = buffers
-        self._suppressed = suppressed
 
     def bind(self) -> None:
         """Sets shapes and addresses; see `Selection.bind`."""
         logits = self._buffers.work.fields["logits"].shape
         self.contexts[0].set_shapes({"logits": logits, "suppressed": logits[1:]})
-        self.contexts[0].bind(_common_addresses(self._buffers, self._suppressed))
+        self.contexts[0].bind(_common_addresses(self._buffers))
 
     def queue_tokens(self) -> None:
         """Does nothing: the token lies where the selection before left it."""
@@ -98,7 +95,6 @@ class SampledSelection:
         running: the engines.
         context: of select_sampled.
         buffers: of the batch.
-        suppressed: address of bool [vocab_size].
     """
 
     def __init__(
@@ -106,12 +102,10 @@ class SampledSelection:
         running: RunningEngines,
         context: EngineContext,
         buffers: BatchBuffers,
-        suppressed: int,
     ) -> None:
         self.contexts: Sequence[EngineContext] = (context,)
         self._running = running
         self._buffers = buffers
-        self._suppressed = suppressed
         batch, vocab_size = buffers.work.fields["logits"].shape
         self._options = DeviceBlock(
             running.cuda,
@@ -158,7 +152,7 @@ class SampledSelection:
         addresses |= {name: self._new_state[name] for name in ("new_counts", "new_seen")}
         addresses["uniform"] = self._buffers.device_control["uniform"]
         self.contexts[0].set_shapes(shapes)
-        self.contexts[0].bind({**addresses, **_common_addresses(self._buffers, self._suppressed)})
+        self.contexts[0].bind({**addresses, **_common_addresses(self._buffers)})
 
     def queue_tokens(self) -> None:
         """Does nothing: the token lies where the selection before left it."""
@@ -208,10 +202,10 @@ class HostLogits:
         self._running.stream.copy_out(self._pinned.address, work["logits"], size)
 
 
-def _common_addresses(buffers: BatchBuffers, suppressed: int) -> dict[str, int]:
+def _common_addresses(buffers: BatchBuffers) -> dict[str, int]:
     return {
         "logits": buffers.work["logits"],
-        "suppressed": suppressed,
+        "suppressed": buffers.work["suppressed"],
         "token_ids": buffers.device_chosen["token_ids"],
         "faulty": buffers.device_chosen["faulty"],
     }

@@ -37,7 +37,7 @@ class DeviceTokenDecoding:
         contexts: of decoding.
         state: empty, of as many rows.
         samplers: one for each row.
-        suppressed: address of bool [vocab_size].
+        suppressed: token ids that are never chosen.
         give_back: takes the state at the end.
     """
 
@@ -47,19 +47,20 @@ class DeviceTokenDecoding:
         contexts: DecodeContexts,
         state: BatchState,
         samplers: Sequence[TokenSampler],
-        suppressed: int,
+        suppressed: Sequence[int],
         give_back: Callable[[BatchState], None],
     ) -> None:
         self._running = running
         self._state: BatchState | None = state
         self._samplers = samplers
+        self._suppressed = list(suppressed)
         self._give_back = give_back
         is_greedy = all(one.is_greedy and not one.has_penalty for one in samplers)
         kind = GreedySelection if is_greedy else SampledSelection
         found = state.selection(kind)
         if found is None:
             context = contexts.greedy if is_greedy else contexts.sampled
-            found = kind(running, context, state.buffers, suppressed)
+            found = kind(running, context, state.buffers)
             state.add_selection(found)
         self._selection = found
 
@@ -70,6 +71,7 @@ class DeviceTokenDecoding:
         assert len(rows) == len(prompts)  # from this backend
         active = np.ones(len(rows), np.bool_)
         with self._running.lock:
+            self._state.suppress(self._suppressed)
             if isinstance(self._selection, SampledSelection):
                 self._selection.start(self._samplers)
             self._state.prefill(rows, self._selection, self._drawn(active))

@@ -1,10 +1,10 @@
 """The CUDA runtime over memory of the host, strict where a GPU would be silent.
 
-Work is not done when it is queued but when something waits for it: what reads a result too early, or
-writes a source again too early, sees it. Fresh memory is full of NaN. Misuse raises `Misuse`.
+Work is not done when it is queued but when something waits for it: what reads a result too early,
+or writes a source again too early, sees it. Fresh memory is full of NaN. Misuse raises `MisuseError`.
 """
 
-# ruff: noqa: N802  the names are CUDA's
+# ruff: noqa: N802, N815  the names are CUDA's
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cuda.bindings import runtime as real
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["EmulatedCuda", "Misuse", "Work"]
+__all__ = ["EmulatedCuda", "MisuseError", "Work"]
 
 _ALIGNMENT = 256
 _OK = real.cudaError_t.cudaSuccess
@@ -29,7 +29,7 @@ _KINDS = {
 }
 
 
-class Misuse(AssertionError):
+class MisuseError(AssertionError):
     """What would be undefined on a GPU."""
 
 
@@ -78,7 +78,7 @@ class _Properties:
     name: bytes
     major: int
     minor: int
-    totalGlobalMem: int  # noqa: N815
+    totalGlobalMem: int
 
 
 class EmulatedCuda:
@@ -136,9 +136,9 @@ class EmulatedCuda:
         for one in self._live.values():
             if one.address <= address and address + size <= one.address + one.size:
                 if one.kind != kind:
-                    raise Misuse(f"{size} bytes are {one.kind} memory, expected {kind}")
+                    raise MisuseError(f"{size} bytes are {one.kind} memory, expected {kind}")
                 return
-        raise Misuse(f"{size} bytes at {address:#x} lie in no live {kind} allocation")
+        raise MisuseError(f"{size} bytes at {address:#x} lie in no live {kind} allocation")
 
     def queue(self, stream: int, work: Work) -> None:
         """Puts work into a stream, or into the graph that is captured."""
@@ -253,13 +253,13 @@ class EmulatedCuda:
 
     def cudaEventDestroy(self, event: Any) -> tuple[Any, ...]:
         if self._events.pop(int(event), "gone") == "gone":
-            raise Misuse("an event is destroyed twice")
+            raise MisuseError("an event is destroyed twice")
         return (_OK,)
 
     def cudaEventRecord(self, event: Any, stream: Any) -> tuple[Any, ...]:
         found = self._stream(int(stream))
         if found.captured is not None:
-            raise Misuse("an event is recorded while its stream is captured")
+            raise MisuseError("an event is recorded while its stream is captured")
         self._events[int(event)] = (found, found.queued)
         return (_OK,)
 
@@ -283,7 +283,7 @@ class EmulatedCuda:
     def cudaStreamEndCapture(self, stream: Any) -> tuple[Any, ...]:
         found = self._stream(int(stream))
         if found.captured is None:
-            raise Misuse("the stream is not captured")
+            raise MisuseError("the stream is not captured")
         handle = _Handle("graph", next(self._numbers))
         self._graphs[handle.number], found.captured = found.captured, None
         return _OK, handle
@@ -313,12 +313,12 @@ class EmulatedCuda:
 
     def _stream(self, number: int) -> _Stream:
         if number not in self._streams:
-            raise Misuse("no such stream")
+            raise MisuseError("no such stream")
         return self._streams[number]
 
     def _wait(self, stream: _Stream, until: int | None = None) -> None:
         if stream.captured is not None:
-            raise Misuse("the host waits for a stream that is captured")
+            raise MisuseError("the host waits for a stream that is captured")
         while stream.pending and (until is None or stream.done < until):
             work = stream.pending.pop(0)
             stream.done += 1
@@ -338,10 +338,10 @@ class EmulatedCuda:
         self.cudaDeviceSynchronize()
         found = self._live.get(address)
         if found is None or found.kind != kind:
-            raise Misuse(f"{kind} memory at {address:#x} is freed twice, or was never allocated")
+            raise MisuseError(f"{kind} memory at {address:#x} is freed twice, or was never allocated")
         del self._live[address]
         return found.size
 
     def _check_no_capture(self, what: str) -> None:
         if any(stream.captured is not None for stream in self._streams.values()):
-            raise Misuse(f"{what} while a stream is captured")
+            raise MisuseError(f"{what} while a stream is captured")
