@@ -82,15 +82,22 @@ _listeners_lock = threading.Lock()
 
 @contextlib.contextmanager
 def listening() -> Iterator[EngineLog]:
-    """Collects what TensorRT says in this thread, and in threads of its own, within the block."""
+    """Collects what TensorRT says in this thread, and in threads of its own, within the block.
+
+    A block within a block of the same thread takes its messages away from the outer one.
+    """
     log, thread = EngineLog(), threading.get_ident()
     with _listeners_lock:
+        outer = _listeners.get(thread)
         _listeners[thread] = log
     try:
         yield log
     finally:
         with _listeners_lock:
-            del _listeners[thread]
+            if outer is None:
+                del _listeners[thread]
+            else:
+                _listeners[thread] = outer
 
 
 @functools.cache
