@@ -338,7 +338,9 @@ class EmulatedCuda:
         self.cudaDeviceSynchronize()
         found = self._live.get(address)
         if found is None or found.kind != kind:
-            raise MisuseError(f"{kind} memory at {address:#x} is freed twice, or was never allocated")
+            raise MisuseError(
+                f"{kind} memory at {address:#x} is freed twice, or was never allocated"
+            )
         del self._live[address]
         return found.size
 

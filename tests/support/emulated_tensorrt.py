@@ -202,9 +202,7 @@ class _Context:
         return name in self._loaded.ports
 
     def infer_shapes(self) -> list[str]:
-        return [
-            port.name for port in self._loaded.engine.inputs if port.name not in self._shapes
-        ]
+        return [port.name for port in self._loaded.engine.inputs if port.name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self._output_shapes()[name] if name not in self._shapes else self._shapes[name]
@@ -271,7 +269,9 @@ class _Context:
                 if isinstance(axis, str) and lengths.setdefault(axis, length) != length:
                     raise MisuseError(f"{port.name}: {axis} is {length} and {lengths[axis]}")
         if all(
-            isinstance(axis, int) or axis in lengths for port in engine.outputs for axis in port.shape
+            isinstance(axis, int) or axis in lengths
+            for port in engine.outputs
+            for axis in port.shape
         ):
             return {port.name: _lengths(port, lengths) for port in engine.outputs}
         key = tuple((port.name, port.dtype, self._shapes[port.name]) for port in engine.inputs)
