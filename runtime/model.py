@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from vlmport.backend_names import DEFAULT_BACKEND
 from vlmport.contract import MASK_DECODER
 from vlmport.errors import BundleError, InputError
+from vlmport.machine.requirements import require_backend
 from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from vlmport.runtime.backends.opening import open_backend
 from vlmport.runtime.coordinate_regions import read_coordinates
 from vlmport.runtime.generate import check_length, decode_rows, make_row
 from vlmport.runtime.image_file import load_image
@@ -70,28 +73,42 @@ class VisionLanguageModel:
         cls,
         bundle: str | os.PathLike[str],
         *,
+        backend: str = DEFAULT_BACKEND,
+        engines: str | os.PathLike[str] | None = None,
         verify: bool = True,
         threads: int | None = None,
     ) -> VisionLanguageModel:
-        """Opens a bundle with ONNX Runtime.
+        """Opens a bundle.
 
         Args:
             bundle: folder that `vlmport export` wrote.
+            backend: what computes: "onnxruntime" (on the CPU), "onnxruntime-cuda",
+                "onnxruntime-tensorrt-rtx", "tensorrt" or "tensorrt-rtx".
+            engines: folder of TensorRT engines that `vlmport build` wrote; None for the one below
+                the bundle that fits this machine.
             verify: whether every file's digest is checked, which reads the whole bundle once.
-            threads: worker threads; None for the cores that this process may use.
+            threads: worker threads of ONNX Runtime; None for the cores that this process may use.
 
         Raises:
             BundleError: if the bundle is missing, damaged, unsafe or newer than this vlmport.
+            InputError: if there is no such backend, or an option is not one of its own.
+            VlmportError: if this machine lacks what the backend needs.
+            EngineError: if an engine cannot be used.
         """
         folder = Path(bundle)
+        engine_folder = None if engines is None else Path(engines)
         manifest = load_manifest(folder)
+        require_backend(backend, folder, engine_folder)  # told before everything is hashed
         verify_files(folder, manifest, hashes=verify)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises plain Exception
             msg = f"{folder}/tokenizer.json: cannot be read ({error}); export the bundle again"
             raise BundleError(msg) from error
-        return cls(manifest, tokenizer, OnnxRuntimeBackend(folder, manifest, threads))
+        opened = open_backend(
+            backend, folder, manifest, threads=threads, engines=engine_folder, verify=verify
+        )
+        return cls(manifest, tokenizer, opened)
 
     @property
     def backend(self) -> str:

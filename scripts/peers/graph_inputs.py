@@ -55,7 +55,7 @@ def record_inputs(bundle: Path, calibration: Path, folder: Path) -> dict[str, in
 class _RecordingBackend(HostBackend):
     """A `vlmport.runtime.backends.base.Backend` that keeps the inputs of every run in files."""
 
-    name = "onnxruntime-cpu, recorded"
+    name = "onnxruntime, recorded"
 
     def __init__(self, bundle: Path, manifest: Manifest, folder: Path) -> None:
         super().__init__(manifest)

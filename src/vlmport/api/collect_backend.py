@@ -108,7 +108,7 @@ class ProbedBackend(HostBackend):
         threads: worker threads of each session; None for the cores that this process may use.
     """
 
-    name = "onnxruntime-cpu, probed"
+    name = "onnxruntime, probed"
 
     def __init__(
         self,
