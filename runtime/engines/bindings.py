@@ -59,6 +59,7 @@ class RtxBindings(Bindings, Protocol):
     """What `tensorrt_rtx` has beside it."""
 
     ComputeCapability: type[rtx.ComputeCapability]
+    DynamicShapesKernelSpecializationStrategy: type[rtx.DynamicShapesKernelSpecializationStrategy]
 
 
 @functools.cache
