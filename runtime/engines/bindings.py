@@ -37,6 +37,7 @@ class Bindings(Protocol):
     DataType: type[trt.DataType]
     Dims: type[trt.Dims]
     ElementWiseOperation: type[trt.ElementWiseOperation]
+    ExecutionContextAllocationStrategy: type[trt.ExecutionContextAllocationStrategy]
     EngineInspector: type[trt.EngineInspector]
     FillOperation: type[trt.FillOperation]
     IAttentionInputLayer: type[trt.IAttentionInputLayer]
@@ -61,6 +62,7 @@ class RtxBindings(Bindings, Protocol):
     """What `tensorrt_rtx` has beside it."""
 
     ComputeCapability: type[rtx.ComputeCapability]
+    DynamicShapesKernelSpecializationStrategy: type[rtx.DynamicShapesKernelSpecializationStrategy]
 
 
 @functools.cache
