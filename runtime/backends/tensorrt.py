@@ -73,6 +73,11 @@ class TensorRTBackend:
         self._idle: BatchState | None = None
 
     @property
+    def waited_seconds(self) -> float:
+        """That the host has waited for the GPU in decode steps so far."""
+        return self._running.waited_seconds
+
+    @property
     def max_length(self) -> int:
         """Most tokens that a sequence may hold; at most the bundle's."""
         return self._running.engines.options.max_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -260,7 +261,9 @@ class BatchState:
 
     def _wait(self) -> None:
         self.buffers.reached.record(self._running.stream)
+        started = time.perf_counter()
         self.buffers.reached.synchronize()
+        self._running.waited_seconds += time.perf_counter() - started
 
 
 def too_long(tokens: int, capacity: int) -> str:

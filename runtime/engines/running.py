@@ -40,6 +40,7 @@ class RunningEngines:
         workspace: of work between two waits.
         lock: held while work is queued, so that threads take turns.
         captures: whether decode steps are captured into CUDA graphs.
+        waited_seconds: that the host has waited for decode steps so far.
         is_rtx: whether it is TensorRT-RTX, which has a few more names.
     """
 
@@ -51,6 +52,7 @@ class RunningEngines:
         self.workspace = Workspace(cuda)
         self.lock = threading.RLock()
         self.captures = True
+        self.waited_seconds = 0.0
         self.is_rtx = loaded.engines.options.backend == "tensorrt-rtx"
         self._bindings = bindings
         self._loaded: LoadedEngines | None = loaded

@@ -145,7 +145,7 @@ def test_a_prompt_leaves_room_for_the_answer(maker: PromptMaker) -> None:
 
 
 def test_every_step_of_a_batch_is_timed(trained_bundle: Path, maker: PromptMaker) -> None:
-    contender = BundleContender(spec(trained_bundle))
+    contender = BundleContender(VisionLanguageModel.load(trained_bundle, threads=1))
     timing = contender.decode(maker.make(0, 64, 9), batch=3, steps=8)
     assert len(timing.step_seconds) == 8
     assert all(step > 0 for step in timing.step_seconds)
@@ -169,8 +169,9 @@ class _Waiting:
 
 
 def test_host_time_is_the_step_without_the_wait(trained_bundle: Path, maker: PromptMaker) -> None:
-    contender = BundleContender(spec(trained_bundle))
-    contender._model._backend = _Waiting(contender._model._backend)  # type: ignore[assignment]
+    model = VisionLanguageModel.load(trained_bundle, threads=1)
+    model._backend = _Waiting(model._backend)  # type: ignore[assignment]
+    contender = BundleContender(model)
     timing = contender.decode(maker.make(0, 64, 5), batch=2, steps=4)
     assert timing.host_seconds is not None
     pairs = zip(timing.step_seconds, timing.host_seconds, strict=True)

@@ -97,7 +97,10 @@ class Contender(Protocol):
 class TellsWaiting(Protocol):
     """A backend that counts the seconds that the host has waited for the device so far."""
 
-    waited_seconds: float
+    @property
+    def waited_seconds(self) -> float:
+        """In decode steps and in the prompts before them."""
+        ...
 
 
 def is_on_gpu(backend: str) -> bool:
@@ -115,7 +118,12 @@ def open_contender(spec: ContenderSpec) -> Contender:
         from vlmport.api.bench_torch import TorchContender
 
         return TorchContender(spec)
-    return BundleContender(spec)
+    # The backends of engines have no worker threads and refuse a number of them.
+    threads = spec.threads if spec.name.startswith(DEFAULT_BACKEND) else None
+    model = VisionLanguageModel.load(
+        spec.bundle, backend=spec.name, engines=spec.engines, verify=False, threads=threads
+    )
+    return BundleContender(model)
 
 
 class BundleContender:
@@ -124,15 +132,10 @@ class BundleContender:
     A step is complete when its tokens are on the host, so that no device needs to be waited for.
 
     Args:
-        spec: what to open.
+        model: an opened bundle, whose manifest is changed.
     """
 
-    def __init__(self, spec: ContenderSpec) -> None:
-        # The backends of engines have no worker threads and refuse a number of them.
-        threads = spec.threads if spec.name.startswith(DEFAULT_BACKEND) else None
-        model = VisionLanguageModel.load(
-            spec.bundle, backend=spec.name, engines=spec.engines, verify=False, threads=threads
-        )
+    def __init__(self, model: VisionLanguageModel) -> None:
         tokens = replace(model.manifest.special_tokens, eos_token_ids=())
         generation = replace(model.manifest.generation, stop_strings=())
         # No answer ends by itself: each has the length that was asked for.

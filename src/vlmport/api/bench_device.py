@@ -14,11 +14,15 @@ import numpy as np
 from vlmport.api.bench_report import Environment
 from vlmport.api.versions import library_versions
 from vlmport.errors import VlmportError
+from vlmport.runtime.device.cuda import Event, Stream, load_cuda
+from vlmport.runtime.device.memory import DeviceBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from vlmport.runtime.device.cuda import Cuda
 
 __all__ = [
     "BandwidthProbe",
@@ -27,7 +31,6 @@ __all__ = [
     "GpuBandwidth",
     "bandwidth_probe",
     "environment",
-    "free_and_total",
     "usable_cores",
 ]
 
@@ -83,34 +86,35 @@ class GpuBandwidth:
 
     Args:
         size: bytes of each of the two buffers.
+        cuda: the GPU; None to look for one.
 
     Raises:
-        VlmportError: if there is no GPU, or not enough memory on it.
+        EngineError: if there is no GPU, or not enough memory on it.
     """
 
-    def __init__(self, size: int) -> None:
-        self.method = f"copying {size >> 20} MiB on the GPU, read and written bytes, the best of 3"
-        self._size = size
-        runtime = _cuda()
-        self._source, self._target = (
-            _call(runtime.cudaMalloc(size)),
-            _call(runtime.cudaMalloc(size)),
+    def __init__(self, size: int, cuda: Cuda | None = None) -> None:
+        self.method = (
+            f"copying {size >> 20} MiB on the GPU, read and written bytes, the best of {_REPEATS}"
         )
-        self._begin, self._end = _call(runtime.cudaEventCreate()), _call(runtime.cudaEventCreate())
+        self._size = size
+        self._cuda = cuda or load_cuda()
+        purpose = "measuring the memory's bandwidth"
+        self._source = DeviceBuffer(self._cuda, size, purpose)
+        self._target = DeviceBuffer(self._cuda, size, purpose)
+        self._stream = Stream(self._cuda)
+        self._stream.clear(self._source.address, size)
 
     def measure(self) -> float:
         """See `BandwidthProbe.measure`."""
         return 2 * self._size / min(self._seconds() for _ in range(_REPEATS))
 
     def _seconds(self) -> float:
-        runtime = _cuda()
-        kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        _call(runtime.cudaEventRecord(self._begin, 0))
-        _call(runtime.cudaMemcpyAsync(self._target, self._source, self._size, kind, 0))
-        _call(runtime.cudaEventRecord(self._end, 0))
-        _call(runtime.cudaEventSynchronize(self._end))
-        milliseconds: float = _call(runtime.cudaEventElapsedTime(self._begin, self._end))
-        return milliseconds / 1000.0
+        with Event(self._cuda, timed=True) as begin, Event(self._cuda, timed=True) as end:
+            begin.record(self._stream)
+            self._stream.copy(self._target.address, self._source.address, self._size)
+            end.record(self._stream)
+            end.synchronize()
+            return end.elapsed_ms(begin) / 1000.0
 
 
 class DeviceMemory:
@@ -119,25 +123,29 @@ class DeviceMemory:
     The driver tells only what the whole device has left. Contenders work in turn, so that what
     becomes less while this process works has gone to it.
 
+    Args:
+        cuda: the GPU; None to look for one.
+
     Attributes:
         most: bytes that it held at most at the end of a piece of work.
 
     Raises:
-        VlmportError: if there is no GPU.
+        EngineError: if there is no GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cuda: Cuda | None = None) -> None:
         self.most = 0
         self._held = 0
-        self._free = free_and_total()[0]  # the context exists from here on
+        self._cuda = cuda or load_cuda()
+        self._free = self._cuda.memory()[0]  # the context exists from here on
 
     def begin(self) -> None:
         """A piece of work begins; what others took meanwhile is theirs."""
-        self._free = free_and_total()[0]
+        self._free = self._cuda.memory()[0]
 
     def note(self) -> None:
         """A piece of work has ended."""
-        free = free_and_total()[0]
+        free = self._cuda.memory()[0]
         self._held += self._free - free
         self._free = free
         self.most = max(self.most, self._held)
@@ -182,48 +190,7 @@ def _processor() -> str:
 def _gpu() -> tuple[str, str, int]:
     """(name, highest CUDA version of the driver, bytes); ("", "", 0) without a GPU."""
     try:
-        runtime = _cuda()
-        properties = _call(runtime.cudaGetDeviceProperties(0))
-        version: int = _call(runtime.cudaDriverGetVersion())
-        total = free_and_total()[1]
+        device = load_cuda().device()
     except VlmportError:
         return "", "", 0
-    name = bytes(properties.name).split(b"\0")[0].decode(errors="replace")
-    return name, f"{version // 1000}.{version % 1000 // 10}", total
-
-
-def free_and_total() -> tuple[int, int]:
-    """Bytes of the GPU's memory that are free, and all of them.
-
-    Raises:
-        VlmportError: if there is no GPU.
-    """
-    free, total = _call(_cuda().cudaMemGetInfo())
-    return int(free), int(total)
-
-
-def _cuda() -> Any:  # cuda-python has no types
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        msg = (
-            f"cuda-python: cannot be used ({error}); expected for a GPU; pip install 'vlmport[gpu]'"
-        )
-        raise VlmportError(msg) from error
-    return runtime
-
-
-def _call(answer: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call, or its values.
-
-    Raises:
-        VlmportError: if the call failed.
-    """
-    status, *values = answer
-    if int(status) != 0:
-        msg = (
-            f"CUDA: {status.name}; expected a GPU that can be used; "
-            "`vlmport doctor` shows what is there"
-        )
-        raise VlmportError(msg)
-    return values[0] if len(values) == 1 else tuple(values)
+    return device.name, ".".join(map(str, device.driver)), device.memory

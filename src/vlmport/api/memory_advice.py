@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vlmport.api.bench_device import free_and_total
 from vlmport.api.memory_plan import Memory, Planner, item_size
 from vlmport.errors import InputError, VlmportError
 from vlmport.manifest import load_manifest
+from vlmport.runtime.device.cuda import load_cuda
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ def available_memory(device_memory: float | None) -> Memory | None:
             raise InputError(msg)
         return Memory(int(device_memory * (1 << 30)), "given by --device-memory")
     try:
-        return Memory(free_and_total()[0], "free on the GPU at hand")
+        return Memory(load_cuda().memory()[0], "free on the GPU at hand")
     except VlmportError:
         return None
 
