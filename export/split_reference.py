@@ -67,7 +67,8 @@ class SplitReference:
 
     def move_to(self, device: str) -> None:
         """See `DecodingReference.move_to`."""
-        for module in (*self._towers, self.connector, self.language_model):
+        modules: list[nn.Module] = [*self._towers, self.connector, self.language_model]
+        for module in modules:
             module.to(device)
 
     def image_inputs(self, image: Image.Image) -> dict[str, NDArray[Any]]:

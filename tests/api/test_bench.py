@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from support.trained import EXAMPLES
 from vlmport.api.bench import BenchOptions, bench
 from vlmport.api.bench_contenders import BundleContender, ContenderSpec
 from vlmport.api.bench_device import CpuBandwidth, environment
+from vlmport.api.bench_points import decode_points, first_token_points
 from vlmport.api.bench_prompts import BenchPrompt, PromptMaker, bench_pictures
 from vlmport.api.bench_report import BenchReport
 from vlmport.api.bench_worker import NotRun, Worker, peak_rss_bytes
@@ -137,6 +139,23 @@ def test_a_prompt_has_a_word_at_least(maker: PromptMaker) -> None:
     assert prompt.text_tokens > 1
 
 
+def test_a_model_that_wants_a_picture_is_decoded_with_one(trained_bundle: Path) -> None:
+    manifest = load_manifest(trained_bundle)
+    refusal = "{% if messages[0]['content'] | length < 2 %}{{ raise_exception('none') }}{% endif %}"
+    prompt = replace(manifest.prompt, chat_template=refusal + manifest.prompt.chat_template)
+    maker = PromptMaker(trained_bundle, replace(manifest, prompt=prompt))
+    assert (maker.least_images, maker.image_tokens(1)) == (1, 63)
+    [refused] = first_token_points(maker, [0], [64])
+    assert "chat template refuses" in refused.reason
+    [point] = decode_points(maker, [200], [3], 4)
+    assert point.prompt is not None
+    assert point.prompt.num_images == 1
+    assert 197 <= len(point.prompt.token_ids) <= 200
+    model = VisionLanguageModel.load(trained_bundle, threads=1)
+    timing = BundleContender(model).decode(point.prompt, batch=3, steps=4)
+    assert len(timing.step_seconds) == 4
+
+
 def test_a_prompt_leaves_room_for_the_answer(maker: PromptMaker) -> None:
     length = len(maker.make(0, 2000, 1).token_ids)
     maker.make(0, 2000, 2048 - length)
@@ -245,7 +264,7 @@ def test_the_command_prints_and_writes(
     written = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert [one["batch"] for one in written["decode"]] == [2]
     assert "first token" in out
-    assert "roofline share" in out
+    assert "roofline" in out
     assert Page((tmp_path / "a.html").read_text(encoding="utf-8")).tags.count("svg") == 2
 
 

@@ -162,7 +162,8 @@ class BundleContender:
                 times.append(time.perf_counter())
                 waited.append(device.waited_seconds if device is not None else 0.0)
 
-        request = Request(prompt.text, max_new_tokens=steps + 1)
+        pictures = tuple(bench_pictures(prompt.num_images))
+        request = Request(prompt.text, images=pictures, max_new_tokens=steps + 1)
         self._model.generate_batch([request] * batch, on_piece=note)
         assert len(times) == batch * (steps + 1)
         taken = _differences(times[batch - 1 :: batch])  # with its last row a step is complete

@@ -107,7 +107,7 @@ class Measurement:
         if answer is None:
             return
         key = (point, contender)
-        if isinstance(answer, float):
+        if not isinstance(answer, DecodeTiming):
             self.seconds.setdefault(key, []).append(answer)
             return
         self.seconds.setdefault(key, []).append(statistics.median(answer.step_seconds))
@@ -144,9 +144,11 @@ def first_token_points(
 def decode_points(
     maker: PromptMaker, contexts: Sequence[int], batches: Sequence[int], steps: int
 ) -> Iterator[DecodePoint]:
-    """Every context at every batch."""
+    """Every context at every batch, with a picture where the model answers about pictures alone."""
+    images = maker.least_images
+    others = maker.image_tokens(images)
     for context in contexts:
-        prompt, reason = _prompt(maker, 0, context, steps + 1)
+        prompt, reason = _prompt(maker, images, context - others, steps + 1)
         for batch in batches:
             yield DecodePoint(batch, context, steps, prompt, reason)
 

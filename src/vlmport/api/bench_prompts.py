@@ -39,7 +39,7 @@ class BenchPrompt:
         text_tokens_wanted: what the prompt was made for.
         text_tokens: those that it has, the chat's frame included.
         image_tokens: tokens that the pictures take.
-        token_ids: of the whole prompt; without meaning at image tokens.
+        token_ids: of the whole prompt; 0 at image tokens.
     """
 
     num_images: int
@@ -63,6 +63,19 @@ class PromptMaker:
         self._manifest = manifest
         self._encoder = PromptEncoder(tokenizer, manifest.prompt, manifest.special_tokens)
         self._layouts: dict[int, list[ImageLayout]] = {}
+
+    @property
+    def least_images(self) -> int:
+        """Pictures that a prompt cannot do without: 0 or 1."""
+        try:
+            self._encode(0, _WORDS[0])
+        except InputError:  # the chat template refuses a prompt without
+            return 1
+        return 0
+
+    def image_tokens(self, num_images: int) -> int:
+        """Tokens that so many pictures take."""
+        return self._encode(num_images, _WORDS[0]).image_tokens
 
     def make(self, num_images: int, text_tokens: int, new_tokens: int) -> BenchPrompt:
         """The longest prompt of at most so many text tokens, but with one word at least.
@@ -95,7 +108,7 @@ class PromptMaker:
                 f"{limit}; ask for less, or export with a larger --max-length"
             )
             raise InputError(msg)
-        ids = tuple(int(token) for token in encoded.input_ids)
+        ids = tuple(np.where(encoded.image_mask, 0, encoded.input_ids).tolist())
         images = encoded.image_tokens
         return BenchPrompt(num_images, text, text_tokens, length - images, images, ids)
 

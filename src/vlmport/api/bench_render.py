@@ -27,7 +27,8 @@ def print_bench(report: BenchReport, console: Console) -> None:
     console.print(
         Text(
             f"memory: {shown_spread(bandwidth.bytes_per_second, 1e-9)} GB/s ({bandwidth.method}), "
-            f"{report.rounds} rounds, medians (lowest to highest)"
+            f"{report.rounds} rounds, medians (lowest to highest); "
+            "/ bundle: its time / the bundle's in the same round"
         ),
         style="dim",
         soft_wrap=True,
@@ -82,7 +83,7 @@ def _short(value: float) -> str:
 
 
 def _first_tokens(report: BenchReport) -> Table:
-    table = _table("first token", ("contender",), ("images", "tokens", "ms", "times the bundle's"))
+    table = _table("first token", ("contender",), ("images", "tokens", "ms", "/ bundle"))
     for one in report.first_token:
         tokens = str(one.text_tokens or one.text_tokens_wanted)
         tokens += f" + {one.image_tokens}" if one.image_tokens else ""
@@ -93,7 +94,7 @@ def _first_tokens(report: BenchReport) -> Table:
 
 def _decoding(report: BenchReport) -> Table:
     with_host = any(one.host_milliseconds for one in report.decode)
-    figures = ["batch", "context", "tokens/s", "step ms", "times the bundle's", "roofline share"]
+    figures = ["batch", "context", "tokens/s", "step ms", "/ bundle", "roofline"]
     if with_host:
         figures.append("host ms a step")
     table = _table("decoding", ("contender",), figures)
@@ -102,7 +103,7 @@ def _decoding(report: BenchReport) -> Table:
             shown_spread(one.tokens_per_second) or "not run",
             shown_spread(one.step_milliseconds),
             shown_ratio(one.ratio),
-            shown_spread(one.roofline_share),
+            "" if one.roofline_share is None else f"{one.roofline_share.median:.0%}",
         ]
         if with_host:
             cells.append(shown_spread(one.host_milliseconds))
@@ -123,7 +124,7 @@ def _memory(report: BenchReport) -> Table:
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in words:
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "contender")
     for heading in figures:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
