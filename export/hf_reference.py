@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vlmport.export.reference import IMAGE_TOKEN
+from vlmport.export.reference import IMAGE_TOKEN, WholeModel
 from vlmport.export.split_reference import generated, rendered, to_numpy
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["WholeModelReference"]
 
 
 @dataclass(frozen=True, slots=True)
-class WholeModelReference:
+class WholeModelReference(WholeModel):
     """A `...ForConditionalGeneration` with its processor, on the CPU.
 
     Attributes:
@@ -38,15 +38,6 @@ class WholeModelReference:
     processor: Any
     prompt: PromptFormat
     special_tokens: SpecialTokens
-
-    @property
-    def causal_model(self) -> Any:
-        """See `DecodingReference.causal_model`."""
-        return self.model
-
-    def move_to(self, device: str) -> None:
-        """See `DecodingReference.move_to`."""
-        self.model.to(device)
 
     def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture with transformers' image processor."""

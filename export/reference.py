@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["IMAGE_TOKEN", "DecodingReference", "Reference", "ReferenceAnswer"]
+__all__ = ["IMAGE_TOKEN", "DecodingReference", "Reference", "ReferenceAnswer", "WholeModel"]
 
 # Stands in a reference's prompt_ids where an image feature takes the embedding's place.
 IMAGE_TOKEN = -1
@@ -83,3 +83,23 @@ class DecodingReference(Reference, Protocol):
     def move_to(self, device: str) -> None:
         """Moves the weights to a device of torch; `greedy` works there, `run` on the CPU alone."""
         ...
+
+
+class WholeModel:
+    """What `DecodingReference` asks of a reference that is one model of transformers.
+
+    Attributes:
+        model: the model.
+    """
+
+    __slots__ = ()
+    model: Any
+
+    @property
+    def causal_model(self) -> Any:
+        """See `DecodingReference.causal_model`."""
+        return self.model
+
+    def move_to(self, device: str) -> None:
+        """See `DecodingReference.move_to`."""
+        self.model.to(device)

@@ -42,7 +42,7 @@ from vlmport.export.processor_files import (
     special_tokens,
     suppressed_tokens,
 )
-from vlmport.export.reference import IMAGE_TOKEN
+from vlmport.export.reference import IMAGE_TOKEN, WholeModel
 from vlmport.export.split_reference import generated, to_numpy
 from vlmport.export.wrappers.connectors import patch_projector_module
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
@@ -288,21 +288,12 @@ def _store(checkpoint: Checkpoint, config: FuyuConfig, files: Sequence[WeightFil
 
 
 @dataclass(frozen=True, slots=True)
-class _FuyuReference:
+class _FuyuReference(WholeModel):
     """FuyuForCausalLM with FuyuProcessor, on the CPU."""
 
     model: Any  # of transformers, which share no static type with these parts
     processor: Any
     special_tokens: SpecialTokens
-
-    @property
-    def causal_model(self) -> Any:
-        """See `DecodingReference.causal_model`."""
-        return self.model
-
-    def move_to(self, device: str) -> None:
-        """See `DecodingReference.move_to`."""
-        self.model.to(device)
 
     def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture with transformers: image_patches [num_patches, length]."""

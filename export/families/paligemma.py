@@ -39,7 +39,7 @@ from vlmport.export.processor_files import (
     special_tokens,
     suppressed_tokens,
 )
-from vlmport.export.reference import IMAGE_TOKEN
+from vlmport.export.reference import IMAGE_TOKEN, WholeModel
 from vlmport.export.split_reference import generated, rendered, to_numpy
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _check_tokenizer(folder: Path, tokenizer: Any, image_token_id: int, vocab_si
 
 
 @dataclass(frozen=True, slots=True)
-class _Reference:
+class _Reference(WholeModel):
     """transformers' model and processor, on the CPU.
 
     Attributes:
@@ -244,15 +244,6 @@ class _Reference:
     processor: Any
     template: str
     special_tokens: SpecialTokens
-
-    @property
-    def causal_model(self) -> Any:
-        """See `DecodingReference.causal_model`."""
-        return self.model
-
-    def move_to(self, device: str) -> None:
-        """See `DecodingReference.move_to`."""
-        self.model.to(device)
 
     def image_inputs(self, image: Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture with transformers' image processor."""

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.html_page import Page
-from support.trained import EXAMPLES
+from support.trained import EXAMPLES, exported
+from tiny.recipes import RECIPES
 
 from vlmport.api.bench import BenchOptions, bench
 from vlmport.api.bench_contenders import BundleContender, ContenderSpec
@@ -305,6 +306,19 @@ def test_the_decode_step_of_torch_is_compiled(trained_bundle: Path) -> None:
     assert (compiled.step_milliseconds is None) == bool(compiled.reason)
     print(compiled.reason or f"{compiled.step_milliseconds}")
     assert "the decode step alone is compiled" in found.first_token[1].reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_torch_answers_and_decodes_for_every_family(name: str) -> None:
+    from vlmport.api.bench_torch import TorchContender
+
+    bundle = exported(name)
+    maker = PromptMaker(bundle, load_manifest(bundle))
+    contender = TorchContender(spec(bundle, "torch", checkpoint=EXAMPLES / name))
+    assert contender.first_token(maker.make(1, 48, 1)) > 0
+    timing = contender.decode(maker.make(maker.least_images, 48, 4), batch=2, steps=3)
+    assert len(timing.step_seconds) == 3
 
 
 @pytest.mark.gpu
