@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import RunCli
+
+if TYPE_CHECKING:
+    from conftest import RunCli
 
 SMALL = ("--max-length", "64", "--max-batch", "2")
 

@@ -80,7 +80,7 @@ def test_replaceable_weights_need_a_gpu(tmp_path: Path, option: str) -> None:
     product = onnx.helper.make_node("MatMul", ["mixed", "weight"], ["attend_output"])
     model.graph.node.append(product)
     with pytest.raises(EngineError, match="without a GPU; build it where one is, or leave"):
-        build(tmp_path, model, **{option: True})
+        build(tmp_path, model, refit=option == "refit", strip_weights=option != "refit")
 
 
 def test_attention_that_has_a_kernel_alone_but_not_here_is_decomposed(
