@@ -51,6 +51,7 @@ def test_prints_one_json_object(bundle: Path, run_cli: RunCli, tmp_path: Path) -
     assert "uses no timing cache" in err
 
 
+@pytest.mark.usefixtures("without_tensorrt")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

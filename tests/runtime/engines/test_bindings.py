@@ -91,6 +91,7 @@ def test_what_rtx_has_alone_stays_apart() -> None:
     assert protocol(RtxBindings) & stub("tensorrt").keys() == set()
 
 
+@pytest.mark.usefixtures("without_tensorrt")
 def test_a_module_that_is_missing_is_named() -> None:
     with pytest.raises(EngineError, match=r"tensorrt: not installed; expected for the backend"):
         load_bindings("tensorrt")
