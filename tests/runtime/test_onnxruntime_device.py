@@ -18,7 +18,7 @@ from support.trained import exported
 from tiny.recipes import RECIPES
 
 from vlmport.contract import GraphSpec, TensorSpec
-from vlmport.errors import BundleError, VlmportError
+from vlmport.errors import BundleError, InputError, VlmportError
 from vlmport.machine.requirements import requirements
 from vlmport.runtime import Request, SamplingOptions
 from vlmport.runtime.backends.onnxruntime_device import OnnxRuntimeDeviceBackend
@@ -177,6 +177,13 @@ def test_a_graph_of_bfloat16_runs_through_the_same_values(
     found = backend.run("embed_tokens", {"input_ids": np.array([[1, 5, 9]])})["inputs_embeds"]
     assert found.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(found, table[[[1, 5, 9]]])
+
+
+def test_a_graph_cannot_be_replaced_on_a_device(
+    model: VisionLanguageModel, trained_bundle: Path
+) -> None:
+    with pytest.raises(InputError, match="found 'onnxruntime-cpu', which cannot replace a graph"):
+        on_device(model, trained_bundle, CPU).with_graph("decoder", trained_bundle / "decoder.onnx")
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
