@@ -109,6 +109,7 @@ class EmulatedCuda:
         captures: bool = True,
     ) -> None:
         self.memory = memory
+        self.driver = 13020 if count_error == _OK else 0
         self.allocations = self.launches = self.captured = self.used = 0
         self._capability = capability
         self._count_error = count_error
@@ -125,11 +126,13 @@ class EmulatedCuda:
     def leaks(self) -> list[str]:
         """Everything that was not given back."""
         left = [f"{one.kind} memory of {one.size} bytes" for one in self._live.values()]
-        handles = (self._streams, self._events, self._graphs, self._executables)
-        names = ("stream", "event", "graph", "executable graph")
-        return left + [
-            f"{len(table)} x {name}" for name, table in zip(names, handles, strict=True) if table
-        ]
+        counts = {
+            "stream": len(self._streams),
+            "event": len(self._events),
+            "graph": len(self._graphs),
+            "executable graph": len(self._executables),
+        }
+        return left + [f"{count} x {name}" for name, count in counts.items() if count]
 
     def check_range(self, address: int, size: int, kind: str) -> None:
         """Checks that bytes lie in one live allocation."""
@@ -163,7 +166,7 @@ class EmulatedCuda:
         return _OK, _Properties(name, *self._capability, totalGlobalMem=self.memory)
 
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:
-        return _OK, 13020 if self._count_error == _OK else 0
+        return _OK, self.driver
 
     def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:
         return _OK, 13020
