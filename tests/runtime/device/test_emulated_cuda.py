@@ -64,7 +64,8 @@ def test_nothing_is_allocated_or_waited_for_while_a_stream_is_captured() -> None
     _, cuda, stream = opened()
     event = Event(cuda)
     for queue in (
-        lambda: DeviceBuffer(cuda, 10, "a test"),
+        DeviceBuffer(cuda, 10, "a test").close,
+        lambda: DeviceBuffer(cuda, 10, "a test").close(),
         stream.synchronize,
         lambda: event.record(stream),
     ):
