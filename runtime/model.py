@@ -251,8 +251,14 @@ class VisionLanguageModel:
 
         Raises:
             BundleError: if the graph cannot be loaded.
+            InputError: if the backend is not "onnxruntime".
         """
-        assert isinstance(self._backend, OnnxRuntimeBackend)  # what `load` opens
+        if not isinstance(self._backend, OnnxRuntimeBackend):
+            msg = (
+                f"backend: found {self.backend!r}, which cannot replace a graph; expected "
+                f"{DEFAULT_BACKEND!r}; open the bundle with that"
+            )
+            raise InputError(msg)
         changed = self._backend.with_graph(graph, path)
         return VisionLanguageModel(self.manifest, self.tokenizer, changed)
 

@@ -18,6 +18,7 @@ PAGES = (
     "docs/quantization/half-precision.md",
     "docs/quantization/kv-cache.md",
     "docs/measurements/precision.md",
+    "docs/onnxruntime-gpu.md",
 )
 
 

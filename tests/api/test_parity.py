@@ -105,7 +105,7 @@ class OpenedFake(FakeModel):
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> OpenedFake:
     model = OpenedFake()
-    monkeypatch.setattr("vlmport.api.parity_bundle.open_bundle", lambda bundle: model)
+    monkeypatch.setattr("vlmport.api.parity_bundle.open_bundle", lambda *_: model)
     monkeypatch.setattr("vlmport.export.family.load_reference", lambda *_: model.reference)
     return model
 

@@ -18,7 +18,7 @@ from support.trained import exported
 from tiny.recipes import RECIPES
 
 from vlmport.contract import GraphSpec, TensorSpec
-from vlmport.errors import BundleError, VlmportError
+from vlmport.errors import BundleError, InputError, VlmportError
 from vlmport.machine.requirements import requirements
 from vlmport.runtime import Request, SamplingOptions
 from vlmport.runtime.backends.onnxruntime_device import OnnxRuntimeDeviceBackend
@@ -111,7 +111,7 @@ def test_a_long_row_that_ended_writes_no_further(trained_bundle: Path) -> None:
     decoding.prefill(prompt.astype(np.float32), np.array([7, 3]))
     for _ in range(4):  # the cache has no room for a token of the first row
         logits = decoding.step(np.array([1, 2]), np.array([False, True]))
-    assert np.isfinite(logits[1]).all()
+        assert np.isfinite(logits[1]).all()
 
 
 def test_what_onnxruntime_cannot_do_is_told(trained_bundle: Path) -> None:
@@ -177,6 +177,13 @@ def test_a_graph_of_bfloat16_runs_through_the_same_values(
     found = backend.run("embed_tokens", {"input_ids": np.array([[1, 5, 9]])})["inputs_embeds"]
     assert found.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(found, table[[[1, 5, 9]]])
+
+
+def test_a_graph_cannot_be_replaced_on_a_device(
+    model: VisionLanguageModel, trained_bundle: Path
+) -> None:
+    with pytest.raises(InputError, match="found 'onnxruntime-cpu', which cannot replace a graph"):
+        on_device(model, trained_bundle, CPU).with_graph("decoder", trained_bundle / "decoder.onnx")
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

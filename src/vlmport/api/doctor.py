@@ -79,7 +79,9 @@ _DIAGNOSIS = TypeAdapter(Diagnosis)
 
 def doctor() -> Diagnosis:
     """Look for everything that vlmport can make use of."""
-    needs = {backend: requirements(backend) for backend in BACKENDS}
+    needs: dict[BackendName, tuple[Requirement, ...]] = {
+        backend: requirements(backend) for backend in BACKENDS
+    }
     checks = (
         *_run_checks(),
         *_export_checks(),

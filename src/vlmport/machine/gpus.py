@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,7 @@ def find_gpus() -> GpuSearch:
 
 
 def _by_cuda_bindings() -> GpuSearch:
-    from cuda.bindings import runtime as cuda_runtime
-
-    cuda: Any = cuda_runtime  # its functions have no annotations
+    cuda: Any = importlib.import_module("cuda.bindings.runtime")  # without annotations
     status, count = cuda.cudaGetDeviceCount()
     _, version = cuda.cudaDriverGetVersion()
     driver = f"for CUDA {version // 1000}.{version % 1000 // 10}" if version else ""
