@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,15 @@ def test_a_second_answer_launches_what_the_first_captured(opened: Opened) -> Non
     before = (found.cuda.captured, found.cuda.launches)
     found.model.generate_batch(requests)
     assert (found.cuda.captured, found.cuda.launches) == (before[0], before[1] + 8)
+
+
+def test_threads_take_turns(opened: Opened, expected: Expected) -> None:
+    found, reference = opened("fuyu"), expected("fuyu")
+    requests = loop_requests(4, max_new_tokens=6)
+    with ThreadPoolExecutor(3) as pool:
+        ours = list(pool.map(lambda one: found.model.generate_batch([one])[0], requests * 3))
+    theirs = [reference.generate_batch([one])[0] for one in requests] * 3
+    assert [one.token_ids for one in ours] == [one.token_ids for one in theirs]
 
 
 @pytest.mark.parametrize("who", ["cuda", "tensorrt"])

@@ -197,6 +197,30 @@ def test_a_capture_that_fails_ends() -> None:
     assert emulated.leaks() == ["1 x stream"]
 
 
+def test_garbage_is_not_collected_in_the_middle_of_a_capture() -> None:
+    emulated, cuda, stream = opened()
+    block = DeviceBlock(cuda, {"x": ("int64", (1,))}, "a test")
+    held = [DeviceBuffer(cuda, 10, "a test")]
+
+    def queue() -> None:
+        ring: list[Any] = [held.pop()]
+        ring.append(ring)
+        del ring
+        kept = [[index] for index in range(50)]  # enough new objects for a collection
+        stream.clear(block["x"], 8 * len(kept[0]))
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        graph = capture(cuda, stream, queue)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert gc.isenabled()
+    graph.close()
+    gc.collect()
+    assert emulated.used == block.size  # in a capture it could not have been freed
+
+
 def bfloat16(bits: NDArray[np.uint32]) -> NDArray[np.uint16]:
     values = bits.view(np.float32)
     return values.astype(ml_dtypes.bfloat16).view(np.uint16)
