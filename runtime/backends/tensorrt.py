@@ -79,7 +79,7 @@ class TensorRTBackend:
 
     @property
     def max_length(self) -> int:
-        """Most tokens that a sequence may hold; at most the bundle's."""
+        """What the engines were built for; see `Backend.max_length`."""
         return self._running.engines.options.max_length
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vlmport.runtime.device.cuda import Cuda, Stream
 
@@ -48,7 +50,8 @@ def capture(cuda: Cuda, stream: Stream, queue: Callable[[], None]) -> CapturedGr
     mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     cuda.call("cudaStreamBeginCapture", stream.handle, mode)
     try:
-        queue()
+        with _without_garbage_collection():
+            queue()
     except BaseException:
         # Ends the capture; the graph is incomplete, and there is none if the capture was broken.
         _, graph = cuda.runtime.cudaStreamEndCapture(stream.handle)
@@ -62,3 +65,15 @@ def capture(cuda: Cuda, stream: Stream, queue: Callable[[], None]) -> CapturedGr
     finally:
         cuda.call("cudaGraphDestroy", graph)
     return CapturedGraph(cuda, executable)
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """It could free a buffer in the middle, which breaks a capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

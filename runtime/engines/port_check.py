@@ -70,4 +70,5 @@ def _alias_faults(outputs: tuple[EnginePort, ...], loaded: trt.ICudaEngine) -> I
     for port in outputs:
         alias = loaded.get_aliased_input_tensor(port.name) or ""
         if alias != port.aliases:
-            yield f"{port.name} is written over {alias or 'no input'}, expected {port.aliases or 'no input'}"
+            expected = port.aliases or "no input"
+            yield f"{port.name} is written over {alias or 'no input'}, expected {expected}"

@@ -83,8 +83,9 @@ class RunningEngines:
         if context is None:
             msg = f"{graph}: TensorRT makes no execution context ({'; '.join(log.errors)})"
             raise EngineError(f"{msg}; free memory of the GPU, or build smaller engines")
+        selected = EngineContext(self, graph, profile, context)
         context.set_device_memory(self._activations.address, self._activations.size)
-        return EngineContext(self, graph, profile, context)
+        return selected
 
     def close(self) -> None:
         """Frees the memory; the engines go when nobody holds them any more."""

@@ -6,13 +6,14 @@ import ctypes
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support.device_scenarios import endless
+from support.device_scenarios import endless, without_end
 from support.emulated_engines import EmulatedModel, build_emulated, default_options, open_emulated
 from support.loop_scenarios import (
     SAMPLED,
@@ -22,14 +23,15 @@ from support.loop_scenarios import (
     check_interleaved,
     check_logits_path,
     check_many_generations,
+    check_parity,
     check_sampling,
     check_stop_string,
     loop_requests,
 )
-from support.trained import exported
+from support.trained import EXAMPLES, exported
 from tiny.recipes import RECIPES
 
-from vlmport.errors import EngineError, VlmportError
+from vlmport.errors import EngineError, InputError, VlmportError
 from vlmport.manifest import load_manifest
 from vlmport.runtime import SamplingOptions
 from vlmport.runtime.sampling import TokenSampler
@@ -67,7 +69,7 @@ def opened(engines: Engines) -> Iterator[Opened]:
 
     def open_(family: str, *, captures: bool = True, **changes: Any) -> EmulatedModel:
         found = open_emulated(exported(family), engines(family, **changes), captures=captures)
-        found.model.manifest = endless(exported(family)).manifest
+        without_end(found.model)
         models.append(found)
         return found
 
@@ -128,15 +130,24 @@ def test_memory_does_not_grow_in_fifty_generations(opened: Opened) -> None:
     check_many_generations(found.model, lambda: int(found.cuda.used), 50)
 
 
+@pytest.mark.parametrize(
+    "family",
+    [name if name == "fuyu" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
+def test_graphs_logits_and_tokens_equal_pytorch(family: str, opened: Opened) -> None:
+    found = opened(family)
+    tokens = load_manifest(exported(family)).special_tokens
+    found.model.manifest = replace(found.model.manifest, special_tokens=tokens)
+    check_parity(found.model, EXAMPLES / family)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_equals_onnxruntime(family: str, tmp_path: Path) -> None:
     bundle = exported(family, "fp16")
     build_emulated(bundle, tmp_path / "engines", default_options(load_manifest(bundle)))
     found = open_emulated(bundle, tmp_path / "engines")
-    reference = endless(bundle)
-    found.model.manifest = reference.manifest
-    check_answers(found.model, reference, loop_requests(3))
+    check_answers(without_end(found.model), endless(bundle), loop_requests(3))
     found.backend.close()
 
 
@@ -162,6 +173,15 @@ def test_a_second_answer_launches_what_the_first_captured(opened: Opened) -> Non
     before = (found.cuda.captured, found.cuda.launches)
     found.model.generate_batch(requests)
     assert (found.cuda.captured, found.cuda.launches) == (before[0], before[1] + 8)
+
+
+def test_threads_take_turns(opened: Opened, expected: Expected) -> None:
+    found, reference = opened("fuyu"), expected("fuyu")
+    requests = loop_requests(4, max_new_tokens=6)
+    with ThreadPoolExecutor(3) as pool:
+        ours = list(pool.map(lambda one: found.model.generate_batch([one])[0], requests * 3))
+    theirs = [reference.generate_batch([one])[0] for one in requests] * 3
+    assert [one.token_ids for one in ours] == [one.token_ids for one in theirs]
 
 
 @pytest.mark.parametrize("who", ["cuda", "tensorrt"])
@@ -220,8 +240,12 @@ def test_too_many_rows(opened: Opened) -> None:
 
 def test_too_many_tokens(opened: Opened) -> None:
     found = opened("fuyu", max_length=64)
-    with pytest.raises(EngineError, match=r"found \d+ tokens .* holds 64 .*--max-l"):
-        ask(found.model, max_new_tokens=63)
+    [result] = found.model.generate_batch(loop_requests(1, max_new_tokens=200))
+    assert result.prompt_tokens + len(result.token_ids) == 64
+    with pytest.raises(InputError, match=r"max_length of 64 leaves no room .* build engines"):
+        ask(found.model, prompt="What shape is there? " * 20)
+    with pytest.raises(EngineError, match=r"found 65 tokens .* holds 64 .*--max-length 65`"):
+        found.backend.start(1, 65)
 
 
 def test_a_prompt_in_one_piece_that_is_too_long(opened: Opened, engines: Engines) -> None:
@@ -243,7 +267,7 @@ def test_a_prompt_in_one_piece_that_is_too_long(opened: Opened, engines: Engines
 
 def test_a_picture_that_is_too_large(opened: Opened) -> None:
     found = opened("idefics2")
-    pixels = {
+    pixels: dict[str, Any] = {
         "pixel_values": np.zeros((1, 3, 56, 4096), np.float32),
         "patch_counts": np.ones((1, 2), np.int64),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ class _Stream:
     queued: int = 0
     done: int = 0
     captured: list[Work] | None = None
+    capturing_thread: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,12 @@ class EmulatedCuda:
         captures: bool = True,
     ) -> None:
         self.memory = memory
+        self.driver = 13020 if count_error == _OK else 0
         self.allocations = self.launches = self.captured = self.used = 0
         self._capability = capability
         self._count_error = count_error
         self._captures = captures
+        self._lock = threading.RLock()
         self._live: dict[int, _Allocation] = {}
         self._numbers = itertools.count(1000)
         self._streams: dict[int, _Stream] = {}
@@ -125,15 +129,17 @@ class EmulatedCuda:
     def leaks(self) -> list[str]:
         """Everything that was not given back."""
         left = [f"{one.kind} memory of {one.size} bytes" for one in self._live.values()]
-        handles = (self._streams, self._events, self._graphs, self._executables)
-        names = ("stream", "event", "graph", "executable graph")
-        return left + [
-            f"{len(table)} x {name}" for name, table in zip(names, handles, strict=True) if table
-        ]
+        counts = {
+            "stream": len(self._streams),
+            "event": len(self._events),
+            "graph": len(self._graphs),
+            "executable graph": len(self._executables),
+        }
+        return left + [f"{count} x {name}" for name, count in counts.items() if count]
 
     def check_range(self, address: int, size: int, kind: str) -> None:
         """Checks that bytes lie in one live allocation."""
-        for one in self._live.values():
+        for one in tuple(self._live.values()):
             if one.address <= address and address + size <= one.address + one.size:
                 if one.kind != kind:
                     raise MisuseError(f"{size} bytes are {one.kind} memory, expected {kind}")
@@ -143,11 +149,12 @@ class EmulatedCuda:
     def queue(self, stream: int, work: Work) -> None:
         """Puts work into a stream, or into the graph that is captured."""
         found = self._stream(stream)
-        if found.captured is not None:
-            found.captured.append(work)
-        else:
-            found.pending.append(work)
-            found.queued += 1
+        with self._lock:
+            if found.captured is not None:
+                found.captured.append(work)
+            else:
+                found.pending.append(work)
+                found.queued += 1
 
     def is_capturing(self, stream: int) -> bool:
         """Whether what is queued is captured."""
@@ -163,7 +170,7 @@ class EmulatedCuda:
         return _OK, _Properties(name, *self._capability, totalGlobalMem=self.memory)
 
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:
-        return _OK, 13020 if self._count_error == _OK else 0
+        return _OK, self.driver
 
     def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:
         return _OK, 13020
@@ -277,7 +284,8 @@ class EmulatedCuda:
     def cudaStreamBeginCapture(self, stream: Any, mode: Any) -> tuple[Any, ...]:
         if not self._captures:
             return (real.cudaError_t.cudaErrorStreamCaptureUnsupported,)
-        self._stream(int(stream)).captured = []
+        found = self._stream(int(stream))
+        found.captured, found.capturing_thread = [], threading.get_ident()
         return (_OK,)
 
     def cudaStreamEndCapture(self, stream: Any) -> tuple[Any, ...]:
@@ -317,12 +325,13 @@ class EmulatedCuda:
         return self._streams[number]
 
     def _wait(self, stream: _Stream, until: int | None = None) -> None:
-        if stream.captured is not None:
+        if stream.captured is not None and stream.capturing_thread == threading.get_ident():
             raise MisuseError("the host waits for a stream that is captured")
-        while stream.pending and (until is None or stream.done < until):
-            work = stream.pending.pop(0)
-            stream.done += 1
-            work.run()
+        with self._lock:
+            while stream.pending and (until is None or stream.done < until):
+                work = stream.pending.pop(0)
+                stream.done += 1
+                work.run()
 
     def _allocate(self, kind: str, size: int) -> int:
         self._check_no_capture(f"{kind} memory is allocated")
@@ -336,14 +345,15 @@ class EmulatedCuda:
     def _free(self, kind: str, address: int) -> int:
         self._check_no_capture(f"{kind} memory is freed")
         self.cudaDeviceSynchronize()
-        found = self._live.get(address)
-        if found is None or found.kind != kind:
-            raise MisuseError(
-                f"{kind} memory at {address:#x} is freed twice, or was never allocated"
-            )
-        del self._live[address]
+        with self._lock:
+            found = self._live.get(address)
+            if found is None or found.kind != kind:
+                raise MisuseError(f"{kind} memory at {address:#x} is freed twice, or never was")
+            del self._live[address]
         return found.size
 
     def _check_no_capture(self, what: str) -> None:
-        if any(stream.captured is not None for stream in self._streams.values()):
-            raise MisuseError(f"{what} while a stream is captured")
+        """Other threads may do it: captures here are of the kind that is local to a thread."""
+        for stream in self._streams.values():
+            if stream.captured is not None and stream.capturing_thread == threading.get_ident():
+                raise MisuseError(f"{what} while a stream is captured")

@@ -63,9 +63,7 @@ def load(
     cuda = EmulatedCuda(memory)
     bindings: Any = EmulatedTensorRT(cuda, VERSION)
     engines = load_engine_set(folder)
-    return load_engines(
-        folder, engines, load_manifest(bundle), bindings, Cuda(cuda), verify=verify
-    )
+    return load_engines(folder, engines, load_manifest(bundle), bindings, Cuda(cuda), verify=verify)
 
 
 def test_engines_for_this_gpu_alone_are_preferred(built: Path, tmp_path: Path) -> None:
@@ -191,5 +189,7 @@ def test_ports_that_are_not_those_of_engine_json(trained_bundle: Path, folder: P
         load(trained_bundle, folder)
     decoder["inputs"][0]["name"] = "embeds"
     path.write_text(json.dumps(content))
-    with pytest.raises(EngineError, match=r"found the ports \[.*'inputs_embeds'.*expected \[.*'emb"):
+    with pytest.raises(
+        EngineError, match=r"found the ports \[.*'inputs_embeds'.*expected \[.*'emb"
+    ):
         load(trained_bundle, folder)
