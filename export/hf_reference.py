@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vlmport.export.reference import IMAGE_TOKEN
+from vlmport.export.reference import IMAGE_TOKEN, WholeModel
 from vlmport.export.split_reference import generated, rendered, to_numpy
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["WholeModelReference"]
 
 
 @dataclass(frozen=True, slots=True)
-class WholeModelReference:
+class WholeModelReference(WholeModel):
     """A `...ForConditionalGeneration` with its processor, on the CPU.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["IMAGE_TOKEN", "Reference", "ReferenceAnswer"]
+__all__ = ["IMAGE_TOKEN", "DecodingReference", "Reference", "ReferenceAnswer", "WholeModel"]
 
 # Stands in a reference's prompt_ids where an image feature takes the embedding's place.
 IMAGE_TOKEN = -1
@@ -69,3 +69,37 @@ class Reference(Protocol):
             max_new_tokens: most tokens to generate.
         """
         ...
+
+
+@runtime_checkable
+class DecodingReference(Reference, Protocol):
+    """A reference whose language model can be driven step by step, and on a GPU."""
+
+    @property
+    def causal_model(self) -> Any:
+        """The transformers model that takes input_ids and a cache and gives logits."""
+        ...
+
+    def move_to(self, device: str) -> None:
+        """Moves the weights to a device of torch; `greedy` works there, `run` on the CPU alone."""
+        ...
+
+
+class WholeModel:
+    """What `DecodingReference` asks of a reference that is one model of transformers.
+
+    Attributes:
+        model: the model.
+    """
+
+    __slots__ = ()
+    model: Any
+
+    @property
+    def causal_model(self) -> Any:
+        """See `DecodingReference.causal_model`."""
+        return self.model
+
+    def move_to(self, device: str) -> None:
+        """See `DecodingReference.move_to`."""
+        self.model.to(device)

@@ -60,6 +60,17 @@ class SplitReference:
     second_tower: PreTrainedModel | None = None
     image_scale: float | None = None
 
+    @property
+    def causal_model(self) -> Any:
+        """See `DecodingReference.causal_model`."""
+        return self.language_model
+
+    def move_to(self, device: str) -> None:
+        """See `DecodingReference.move_to`."""
+        modules: list[nn.Module] = [*self._towers, self.connector, self.language_model]
+        for module in modules:
+            module.to(device)
+
     def image_inputs(self, image: Image.Image) -> dict[str, NDArray[Any]]:
         """Preprocesses one RGB picture: pixel_values float32 [1, 3, height, width]."""
         squared = _squared(image, self.pad_colour)
@@ -87,13 +98,15 @@ class SplitReference:
         """Answers a chat with transformers' own `generate`."""
         chunks = self._chunks(messages)
         embed = cast("Any", self.language_model.get_input_embeddings())
-        ids, parts = [*chunks[0]], [embed(torch.tensor([chunks[0]], dtype=torch.int64))]
+        device = self.language_model.device
+        ids = [*chunks[0]]
+        parts = [embed(torch.tensor([chunks[0]], dtype=torch.int64, device=device))]
         # chunk 0, image 0, chunk 1, image 1, ..., last chunk
         for image, chunk in zip(images, chunks[1:], strict=True):
-            pixels = _tensor(self.image_inputs(image), "pixel_values")
+            pixels = _tensor(self.image_inputs(image), "pixel_values").to(device)
             features = self._project(self._vision(pixels))
             ids += [IMAGE_TOKEN] * features.shape[1] + chunk
-            parts += [features, embed(torch.tensor([chunk], dtype=torch.int64))]
+            parts += [features, embed(torch.tensor([chunk], dtype=torch.int64, device=device))]
         # Where the training code cuts: after merging, prompts with images alone.
         kept = self.prompt.kept_with_images if images else None
         embeds = torch.cat(parts, dim=1)[:, :kept]
@@ -164,7 +177,7 @@ def generated(
         eos_token_ids: any of them ends the answer.
     """
     output = cast("Any", model).generate(
-        **inputs,
+        **{name: tensor.to(model.device) for name, tensor in inputs.items()},
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,

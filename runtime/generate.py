@@ -102,7 +102,7 @@ def check_length(prompt: EncodedPrompt, max_length: int) -> None:
         msg = (
             f"prompt: found {length} tokens ({int(prompt.image_mask.sum())} of images); the "
             f"bundle's max_length of {max_length} leaves no room for an answer; shorten the "
-            "prompt, or export with a larger --max-length"
+            "prompt, or export (and build engines) with a larger --max-length"
         )
         raise InputError(msg)
 

@@ -58,12 +58,14 @@ class VisionLanguageModel:
     """An opened bundle. Make one with `VisionLanguageModel.load`.
 
     Attributes:
-        manifest: the bundle's manifest.
+        manifest: the bundle's manifest; its max_length is the backend's, if that is smaller.
         tokenizer: the bundle's tokenizer.
     """
 
     def __init__(self, manifest: Manifest, tokenizer: Tokenizer, backend: Backend) -> None:
-        self.manifest = manifest
+        # A backend may be built for shorter sequences than the bundle.
+        limited = replace(manifest.dimensions, max_length=backend.max_length)
+        self.manifest = replace(manifest, dimensions=limited)
         self.tokenizer = tokenizer
         self._backend = backend
         self._encoder = PromptEncoder(tokenizer, manifest.prompt, manifest.special_tokens)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import dataclasses
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from vlmport.api import bench_device
+from vlmport.api.bench_device import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,19 +26,9 @@ SETTLE_SECONDS = 0.5
 
 def environment() -> dict[str, object]:
     """The machine and the versions that a figure belongs to."""
-    import onnxruntime
-    import transformers
-
     return {
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
+        **dataclasses.asdict(bench_device.environment(usable_cores())),
         "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "onnxruntime": onnxruntime.__version__,
     }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LLAMA_12X768", "TINYLLAVA_3B", "Shapes", "write_checkpoint"]
+__all__ = ["LLAMA_12X768", "LLAVA_8B", "TINYLLAVA_3B", "TINY_LLAVA", "Shapes", "write_checkpoint"]
 
 _TOKENIZER = Path(__file__).parent.parent / "examples" / "tinyllava"
 _SHARD_BYTES = 512 * 1024 * 1024
@@ -60,6 +60,42 @@ TINYLLAVA_3B = Shapes(
         "num_attention_heads": 16,
         "image_size": 384,
         "patch_size": 14,
+    },
+)
+# The language model has the layers of Idefics2-8B's, which are those of Mistral-7B; the tower is
+# that of the 3B.
+LLAVA_8B = Shapes(
+    text={
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "max_position_embeddings": 8192,
+    },
+    vision=TINYLLAVA_3B.vision,
+)
+TINY_LLAVA = Shapes(
+    text={
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "max_position_embeddings": 512,
+    },
+    vision={
+        "model_type": "siglip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
     },
 )
 LLAMA_12X768 = Shapes(

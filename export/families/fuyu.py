@@ -42,7 +42,7 @@ from vlmport.export.processor_files import (
     special_tokens,
     suppressed_tokens,
 )
-from vlmport.export.reference import IMAGE_TOKEN
+from vlmport.export.reference import IMAGE_TOKEN, WholeModel
 from vlmport.export.split_reference import generated, to_numpy
 from vlmport.export.wrappers.connectors import patch_projector_module
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
@@ -288,7 +288,7 @@ def _store(checkpoint: Checkpoint, config: FuyuConfig, files: Sequence[WeightFil
 
 
 @dataclass(frozen=True, slots=True)
-class _FuyuReference:
+class _FuyuReference(WholeModel):
     """FuyuForCausalLM with FuyuProcessor, on the CPU."""
 
     model: Any  # of transformers, which share no static type with these parts

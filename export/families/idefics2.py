@@ -41,7 +41,7 @@ from vlmport.export.processor_files import (
     special_tokens,
     suppressed_tokens,
 )
-from vlmport.export.reference import IMAGE_TOKEN
+from vlmport.export.reference import IMAGE_TOKEN, WholeModel
 from vlmport.export.split_reference import generated, rendered, to_numpy
 from vlmport.export.wrappers.decoder import ATTENTION, decoder_module, kv_layout
 from vlmport.export.wrappers.embedding import embedding_module
@@ -295,7 +295,7 @@ def _store(checkpoint: Checkpoint, config: Any, files: Sequence[WeightFile]) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class _Reference:
+class _Reference(WholeModel):
     """Idefics2ForConditionalGeneration with Idefics2Processor, on the CPU.
 
     Attributes:

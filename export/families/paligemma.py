@@ -39,7 +39,7 @@ from vlmport.export.processor_files import (
     special_tokens,
     suppressed_tokens,
 )
-from vlmport.export.reference import IMAGE_TOKEN
+from vlmport.export.reference import IMAGE_TOKEN, WholeModel
 from vlmport.export.split_reference import generated, rendered, to_numpy
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _check_tokenizer(folder: Path, tokenizer: Any, image_token_id: int, vocab_si
 
 
 @dataclass(frozen=True, slots=True)
-class _Reference:
+class _Reference(WholeModel):
     """transformers' model and processor, on the CPU.
 
     Attributes:

@@ -118,6 +118,11 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def max_length(self) -> int:
+        """Most tokens, prompt and answer, of one sequence: the bundle's limit, or a smaller one."""
+        ...
+
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Runs a graph that has no cache.
 

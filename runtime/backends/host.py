@@ -34,6 +34,11 @@ class HostBackend(ABC):
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
 
+    @property
+    def max_length(self) -> int:
+        """The bundle's limit; see `Backend.max_length`."""
+        return self._manifest.dimensions.max_length
+
     @abstractmethod
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Runs a graph that has no cache; see `Backend.run`."""

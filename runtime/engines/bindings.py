@@ -15,10 +15,11 @@ from vlmport.errors import EngineError
 
 if TYPE_CHECKING:
     import tensorrt as trt
+    import tensorrt_rtx as rtx
 
     from vlmport.contract_engines import TensorRTName
 
-__all__ = ["Bindings", "load_bindings"]
+__all__ = ["Bindings", "RtxBindings", "load_bindings"]
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "gpu"}
@@ -27,16 +28,28 @@ _EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "gpu"}
 class Bindings(Protocol):
     """What is used of the module `tensorrt` or `tensorrt_rtx`."""
 
+    __name__: str
     __version__: str
     AttentionIOForm: type[trt.AttentionIOForm]
+    AttentionNormalizationOp: type[trt.AttentionNormalizationOp]
     Builder: type[trt.Builder]
     BuilderFlag: type[trt.BuilderFlag]
     CausalMaskKind: type[trt.CausalMaskKind]
     DataType: type[trt.DataType]
+    Dims: type[trt.Dims]
+    ElementWiseOperation: type[trt.ElementWiseOperation]
+    ExecutionContextAllocationStrategy: type[trt.ExecutionContextAllocationStrategy]
     EngineInspector: type[trt.EngineInspector]
+    FillOperation: type[trt.FillOperation]
     IAttentionInputLayer: type[trt.IAttentionInputLayer]
+    IConstantLayer: type[trt.IConstantLayer]
+    IElementWiseLayer: type[trt.IElementWiseLayer]
+    IFillLayer: type[trt.IFillLayer]
     ILogger: type[trt.ILogger]
     IProgressMonitor: type[trt.IProgressMonitor]
+    IShuffleLayer: type[trt.IShuffleLayer]
+    ISliceLayer: type[trt.ISliceLayer]
+    IStreamWriter: type[trt.IStreamWriter]
     LayerInformationFormat: type[trt.LayerInformationFormat]
     LayerType: type[trt.LayerType]
     MemoryPoolType: type[trt.MemoryPoolType]
@@ -44,6 +57,14 @@ class Bindings(Protocol):
     OnnxParser: type[trt.OnnxParser]
     ProfilingVerbosity: type[trt.ProfilingVerbosity]
     Runtime: type[trt.Runtime]
+    Weights: type[trt.Weights]
+
+
+class RtxBindings(Bindings, Protocol):
+    """What `tensorrt_rtx` has beside it."""
+
+    ComputeCapability: type[rtx.ComputeCapability]
+    DynamicShapesKernelSpecializationStrategy: type[rtx.DynamicShapesKernelSpecializationStrategy]
 
 
 @functools.cache

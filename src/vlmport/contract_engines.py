@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "ENGINES_FOLDER",
@@ -20,6 +23,7 @@ __all__ = [
     "EnginePort",
     "EngineProfile",
     "EngineSet",
+    "EngineSource",
     "PortRange",
     "TensorRTName",
 ]
@@ -106,6 +110,31 @@ class EnginePort:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSource:
+    """A graph as TensorRT's parser takes it, and what the parser does not keep of it.
+
+    Attributes:
+        graph: the bundle's graph, or SELECT_GREEDY or SELECT_SAMPLED.
+        model: serialized ONNX; large weights are external.
+        path: where the graph lies, or would lie; external weights are found from there.
+        inputs: in the graph's order.
+        outputs: in the graph's order.
+        attention: what its Attention nodes mean.
+        cache_updates: number of its TensorScatter nodes.
+        weight_files: names of the files with external weights, relative to `path`.
+    """
+
+    graph: str
+    model: bytes
+    path: Path
+    inputs: tuple[EnginePort, ...]
+    outputs: tuple[EnginePort, ...]
+    attention: tuple[AttentionNode, ...]
+    cache_updates: int
+    weight_files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PortRange:
     """Which shapes of one input a profile allows: [smallest, usual, largest] of each axis."""
 
@@ -177,8 +206,8 @@ class BuildOptions:
         prefill_chunk: most tokens of a prompt that the decoder takes in one call. A prompt whose
             tokens see each other both ways must fit in one.
         max_images: most images (or tiles) that the vision encoder takes in one call.
-        compute_capabilities: targets ("8.9"); empty for the GPU at hand, or for an engine that is
-            portable where no GPU is at hand.
+        compute_capabilities: targets ("8.9"); empty for engines of TensorRT-RTX that run on 8.0 and
+            later, and for those of the full TensorRT, which builds for the GPU at hand.
         masking: "lengths" gives attention layers the valid lengths; "mask" gives them an explicit
             mask tensor.
         refit: whether weights can be replaced later.

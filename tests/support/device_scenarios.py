@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlmport.runtime.backends.onnxruntime_provider import OrtProvider
 
-__all__ = ["answers", "endless", "mixed_requests", "on_device"]
+__all__ = ["answers", "endless", "mixed_requests", "on_device", "without_end"]
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8))
 QUESTION = "What shape is there?"
@@ -27,7 +27,11 @@ QUESTION = "What shape is there?"
 
 def endless(bundle: Path) -> VisionLanguageModel:
     """The bundle with the CPU backend; its answers end at max_new_tokens alone."""
-    model = VisionLanguageModel.load(bundle, verify=False, threads=1)
+    return without_end(VisionLanguageModel.load(bundle, verify=False, threads=1))
+
+
+def without_end(model: VisionLanguageModel) -> VisionLanguageModel:
+    """The same model, whose answers end at max_new_tokens alone."""
     tokens = replace(model.manifest.special_tokens, eos_token_ids=())
     model.manifest = replace(model.manifest, special_tokens=tokens)
     return model

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress
+from vlmport.api.quantize import QuantizeOptions, quantize
+from vlmport.api.quantize_recipe import RecipeOptions
+from vlmport.calibration.default_recipes import TargetPrecision
 
-__all__ = ["EXAMPLES", "exported"]
+__all__ = ["EXAMPLES", "exported", "quantized"]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -25,6 +28,16 @@ def exported(checkpoint: str, precision: str = "fp32") -> Path:
     options = ExportOptions(EXAMPLES / checkpoint, bundle, precision=precision)
     export(options, SilentProgress())
     return bundle
+
+
+def quantized(checkpoint: str, bundle: Path, precision: TargetPrecision, target: Path) -> Path:
+    """A bundle of lower precision by the default recipe, calibrated on two questions."""
+    folder = "questions" if checkpoint == "tinyllava" else f"questions-{checkpoint}"
+    data = EXAMPLES / folder / "heldout.jsonl"
+    recipe = RecipeOptions(precision)
+    options = QuantizeOptions(bundle, target, recipe, calibration=data, max_samples=2)
+    quantize(options, SilentProgress())
+    return target
 
 
 @functools.cache

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vlmport.api.evaluation import KindScore
 
-__all__ = ["ScoreBar", "WindowLine", "score_bars", "window_plot"]
+__all__ = ["ScoreBar", "WindowLine", "round_step", "score_bars", "window_plot"]
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 120, 22, 8, 26
 _BAR, _GAP = 12, 12  # height of a bar; space between groups
@@ -107,7 +107,7 @@ def window_plot(lines: Sequence[WindowLine], *, title: str) -> str:
     """
     highest = max(max(line.values) for line in lines)
     last = max(len(line.values) for line in lines) - 1
-    step = _round_step(highest / 4)
+    step = round_step(highest / 4)
     top = step * math.ceil(highest / step)
     parts = []
     for tick in range(round(top / step) + 1):
@@ -139,7 +139,7 @@ def _plot_y(fraction: float) -> float:
     return _PLOT_TOP + (1 - fraction) * (_PLOT_HEIGHT - _PLOT_TOP - _PLOT_BOTTOM)
 
 
-def _round_step(wanted: float) -> float:
+def round_step(wanted: float) -> float:
     """The smallest of 1, 2, 5, 10, 20, ... (and 0.1, ...) that is not below."""
     power = 10.0 ** math.floor(math.log10(wanted))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= wanted)
