@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from vlmport.contract_engines import SELECT_GREEDY, SELECT_SAMPLED
 from vlmport.graphs.node_writer import NodeWriter
-from vlmport.graphs.token_filters import VocabularyGrid, first_id_at, kept_weights
+from vlmport.graphs.token_filters import VocabularyGrid, first_id_at, kept_weights, weight_sum
 
 if TYPE_CHECKING:
     import onnx
@@ -75,7 +75,7 @@ def _sampled(vocab_size: int) -> onnx.ModelProto:
     top_k = nodes.cast(nodes.input("top_k", _INT64, row), _FLOAT)
     top_p, min_p = (nodes.input(name, _FLOAT, row) for name in ("top_p", "min_p"))
     weights = kept_weights(nodes, grid, top_k, top_p, min_p)
-    total = nodes.reshape(nodes.reduce("ReduceSum", weights, 2, 3), -1, 1)
+    total = nodes.reshape(weight_sum(nodes, weights), -1, 1)
     place = nodes.add("Mul", nodes.input("uniform", _FLOAT, row), total)
     drawn = first_id_at(nodes, grid, weights, place, reaches="Greater")
     nothing = nodes.add("GreaterOrEqual", drawn, float(vocab_size))  # only among faulty logits
