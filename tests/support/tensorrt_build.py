@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import tensorrt_rtx
 
+from vlmport.graphs.tensorrt_form import tensorrt_form
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -88,7 +90,12 @@ def build_graph(path: Path, capacity: int = CAPACITY) -> BuildResult:
     """
     _LOGGER.errors.clear()
     _LOGGER.warnings.clear()
-    proto = onnx.load(str(path), load_external_data=False)
+    changed = tensorrt_form(path)
+    proto = (
+        onnx.load(str(path), load_external_data=False)
+        if changed is None
+        else onnx.load_model_from_string(changed)
+    )
     _fix_axis(proto, "capacity", capacity)
     builder = trt.Builder(_LOGGER)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -1,0 +1,30 @@
+"""What TensorRT is given in place of a bundle's graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from vlmport.graphs.passes.decompose_softcap_attention import DecomposeSoftcapAttentionPass
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["tensorrt_form"]
+
+
+def tensorrt_form(path: Path) -> bytes | None:
+    """The graph without what TensorRT's parser refuses, of the same meaning.
+
+    Args:
+        path: <graph>.onnx of a bundle; it is left as it is.
+
+    Returns:
+        The serialized model, whose weights still lie beside the file; None if the file itself
+        serves.
+    """
+    model = ir.load(path)
+    if not DecomposeSoftcapAttentionPass()(model).modified:
+        return None
+    return ir.to_proto(model).SerializeToString()
