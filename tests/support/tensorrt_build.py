@@ -26,6 +26,7 @@ RANGES: Mapping[str, tuple[int, int, int]] = {
     "batch": (1, 2, 4),
     "sequence_length": (1, 16, CAPACITY),
     "num_images": (1, 2, 4),
+    "num_masks": (1, 2, 4),
     "num_tiles": (1, 2, 4),
     "num_patches": (4, 16, 64),
 }
