@@ -15,10 +15,11 @@ from vlmport.errors import EngineError
 
 if TYPE_CHECKING:
     import tensorrt as trt
+    import tensorrt_rtx as rtx
 
     from vlmport.contract_engines import TensorRTName
 
-__all__ = ["Bindings", "load_bindings"]
+__all__ = ["Bindings", "RtxBindings", "load_bindings"]
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
@@ -28,14 +29,22 @@ class Bindings(Protocol):
 
     __version__: str
     AttentionIOForm: type[trt.AttentionIOForm]
+    AttentionNormalizationOp: type[trt.AttentionNormalizationOp]
     Builder: type[trt.Builder]
     BuilderFlag: type[trt.BuilderFlag]
     CausalMaskKind: type[trt.CausalMaskKind]
     DataType: type[trt.DataType]
+    ElementWiseOperation: type[trt.ElementWiseOperation]
     EngineInspector: type[trt.EngineInspector]
+    FillOperation: type[trt.FillOperation]
     IAttentionInputLayer: type[trt.IAttentionInputLayer]
+    IConstantLayer: type[trt.IConstantLayer]
+    IElementWiseLayer: type[trt.IElementWiseLayer]
+    IFillLayer: type[trt.IFillLayer]
     ILogger: type[trt.ILogger]
     IProgressMonitor: type[trt.IProgressMonitor]
+    IShuffleLayer: type[trt.IShuffleLayer]
+    ISliceLayer: type[trt.ISliceLayer]
     LayerInformationFormat: type[trt.LayerInformationFormat]
     LayerType: type[trt.LayerType]
     MemoryPoolType: type[trt.MemoryPoolType]
@@ -43,6 +52,12 @@ class Bindings(Protocol):
     OnnxParser: type[trt.OnnxParser]
     ProfilingVerbosity: type[trt.ProfilingVerbosity]
     Runtime: type[trt.Runtime]
+
+
+class RtxBindings(Bindings, Protocol):
+    """What `tensorrt_rtx` has beside it."""
+
+    ComputeCapability: type[rtx.ComputeCapability]
 
 
 @functools.cache

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "ENGINES_FOLDER",
@@ -20,6 +23,7 @@ __all__ = [
     "EnginePort",
     "EngineProfile",
     "EngineSet",
+    "EngineSource",
     "PortRange",
     "TensorRTName",
 ]
@@ -103,6 +107,31 @@ class EnginePort:
     dtype: str
     shape: tuple[int | str, ...]
     aliases: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSource:
+    """A graph as TensorRT's parser takes it, and what the parser does not keep of it.
+
+    Attributes:
+        graph: the bundle's graph, or SELECT_GREEDY or SELECT_SAMPLED.
+        model: serialized ONNX; large weights are external.
+        path: where the graph lies, or would lie; external weights are found from there.
+        inputs: in the graph's order.
+        outputs: in the graph's order.
+        attention: what its Attention nodes mean.
+        cache_updates: number of its TensorScatter nodes.
+        weight_files: names of the files with external weights, relative to `path`.
+    """
+
+    graph: str
+    model: bytes
+    path: Path
+    inputs: tuple[EnginePort, ...]
+    outputs: tuple[EnginePort, ...]
+    attention: tuple[AttentionNode, ...]
+    cache_updates: int
+    weight_files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

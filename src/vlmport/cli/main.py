@@ -14,6 +14,7 @@ import typer
 
 import vlmport
 from vlmport.api.extras import missing_module_message
+from vlmport.cli.build import build_command
 from vlmport.cli.doctor import doctor_command
 from vlmport.cli.evaluate import evaluate_command
 from vlmport.cli.export import export_command
@@ -61,6 +62,7 @@ app = typer.Typer(
 app.command("export", rich_help_panel="From a checkpoint")(export_command)
 app.command("parity", rich_help_panel="From a checkpoint")(parity_command)
 app.command("quantize", rich_help_panel="With a bundle")(quantize_command)
+app.command("build", rich_help_panel="With a bundle")(build_command)
 app.command("generate", rich_help_panel="With a bundle")(generate_command)
 app.command("evaluate", rich_help_panel="With a bundle")(evaluate_command)
 app.command("inspect", rich_help_panel="With a bundle")(inspect_command)
