@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vlmport.errors import InputError
+from vlmport.runtime.host_tokens import HostTokenDecoding
 from vlmport.runtime.request import GenerationResult, Piece
 from vlmport.runtime.sampling import TokenSampler
 from vlmport.runtime.text_stream import TextStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
     from vlmport.contract import Manifest
-    from vlmport.runtime.backends.base import Backend
+    from vlmport.runtime.backends.base import Backend, PromptEmbeddings, TokenDecoding
     from vlmport.runtime.prompt import EncodedPrompt
     from vlmport.runtime.request import Request
 
-__all__ = ["Row", "check_length", "decode_rows", "fuse_image_features", "make_row"]
+__all__ = ["Row", "check_length", "decode_rows", "make_row"]
 
 
 @dataclass(slots=True)
@@ -33,8 +34,7 @@ class Row:
 
     Attributes:
         prompt: the encoded prompt.
-        inputs_embeds: [sequence_length, hidden_size] in the bundle's precision, image features in
-            place.
+        inputs_embeds: of the prompt, image features in place; wherever the backend keeps them.
         sampler: chooses tokens.
         stream: turns tokens into text.
         max_new_tokens: most tokens to generate.
@@ -47,7 +47,7 @@ class Row:
     """
 
     prompt: EncodedPrompt
-    inputs_embeds: NDArray[np.floating[Any]]
+    inputs_embeds: PromptEmbeddings
     sampler: TokenSampler
     stream: TextStream
     max_new_tokens: int
@@ -110,7 +110,7 @@ def check_length(prompt: EncodedPrompt, max_length: int) -> None:
 def make_row(
     request: Request,
     prompt: EncodedPrompt,
-    inputs_embeds: NDArray[np.floating[Any]],
+    inputs_embeds: PromptEmbeddings,
     manifest: Manifest,
     tokenizer: Tokenizer,
     started: float,
@@ -137,67 +137,48 @@ def decode_rows(
     rows: Sequence[Row],
     manifest: Manifest,
     on_logits: Callable[[NDArray[np.float32]], None] | None = None,
-) -> Iterator[tuple[int, Piece]]:
-    """Generates until every row has ended.
+) -> Generator[tuple[int, Piece]]:
+    """Generates until every row has ended, or the caller closes the iterator.
 
     Args:
         backend: an opened bundle.
         rows: prepared by `make_row`; their state is updated.
         manifest: the bundle's; names the tokens that end a row, and those that are never chosen.
         on_logits: is called with the logits [batch, vocab_size] of every step; rows that have
-            ended hold values without meaning, and suppressed tokens the lowest float32.
+            ended hold values without meaning, and suppressed tokens the lowest float32. Logits
+            come to the host only if it is given.
 
     Yields:
         (index of the row, its new piece), rows in order within a step.
     """
-    lengths = np.array([len(row.inputs_embeds) for row in rows], np.int64)
-    room = max(len(row.inputs_embeds) + row.max_new_tokens for row in rows)
-    decoding = backend.start(len(rows), max(room, int(lengths.max())))
-    logits = decoding.prefill(_padded([row.inputs_embeds for row in rows]), lengths)
-    token_ids = np.zeros(len(rows), np.int64)
+    decoding = _start(backend, rows, manifest, on_logits)
     eos_token_ids = manifest.special_tokens.eos_token_ids
-    suppressed = list(manifest.generation.suppressed_token_ids)
-    while True:
-        logits[:, suppressed] = np.finfo(np.float32).min
-        if on_logits is not None:
-            on_logits(logits)
-        for index, row in enumerate(rows):
-            if row.finish_reason is None:
-                token_ids[index] = row.sampler.select(logits[index])
-                yield index, row.append(int(token_ids[index]), eos_token_ids)
-        active = np.array([row.finish_reason is None for row in rows])
-        if not active.any():
-            return
-        logits = decoding.step(token_ids, active)
+    active = np.ones(len(rows), np.bool_)
+    # A caller that stops in the middle gives the cache back, too.
+    try:
+        token_ids = decoding.prefill([row.inputs_embeds for row in rows])
+        while True:
+            for index, row in enumerate(rows):
+                if active[index]:
+                    yield index, row.append(int(token_ids[index]), eos_token_ids)
+            active = np.array([row.finish_reason is None for row in rows])
+            if not active.any():
+                return
+            token_ids = decoding.step(active)
+    finally:
+        decoding.close()
 
 
-def fuse_image_features(
-    inputs_embeds: NDArray[np.floating[Any]],
-    image_mask: NDArray[np.bool_],
-    image_features: NDArray[np.floating[Any]],
-) -> NDArray[np.floating[Any]]:
-    """Replaces the placeholders' embeddings by image features, in reading order.
-
-    Args:
-        inputs_embeds: [sequence_length, hidden_size], in the bundle's precision.
-        image_mask: bool [sequence_length], True at placeholders.
-        image_features: [num_image_tokens, hidden_size], all images one after the other.
-
-    Returns:
-        [sequence_length, hidden_size]; a new array.
-
-    Source: Liu et al. 2023, "Visual Instruction Tuning", section 4.1.
-    """
-    fused = inputs_embeds.copy()
-    fused[image_mask] = image_features
-    return fused
-
-
-def _padded(rows: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.floating[Any]]:
-    if len(rows) == 1:
-        return rows[0][None]
-    longest = max(len(row) for row in rows)
-    padded = np.zeros((len(rows), longest, rows[0].shape[1]), rows[0].dtype)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
-    return padded
+def _start(
+    backend: Backend,
+    rows: Sequence[Row],
+    manifest: Manifest,
+    on_logits: Callable[[NDArray[np.float32]], None] | None,
+) -> TokenDecoding:
+    max_length = max(len(row.inputs_embeds) + row.max_new_tokens for row in rows)
+    samplers = [row.sampler for row in rows]
+    suppressed = manifest.generation.suppressed_token_ids
+    if on_logits is None:
+        return backend.start_tokens(samplers, max_length, suppressed)
+    decoding = backend.start(len(rows), max_length)
+    return HostTokenDecoding(decoding, samplers, suppressed, on_logits)

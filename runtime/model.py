@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from vlmport.backend_names import DEFAULT_BACKEND
 from vlmport.contract import MASK_DECODER
 from vlmport.errors import BundleError, InputError
+from vlmport.machine.requirements import require_backend
 from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from vlmport.runtime.backends.opening import open_backend
 from vlmport.runtime.coordinate_regions import read_coordinates
-from vlmport.runtime.generate import check_length, decode_rows, fuse_image_features, make_row
+from vlmport.runtime.generate import check_length, decode_rows, make_row
 from vlmport.runtime.image_file import load_image
 from vlmport.runtime.masks import with_masks
 from vlmport.runtime.messages import count_images, messages_from_prompt
@@ -69,28 +73,42 @@ class VisionLanguageModel:
         cls,
         bundle: str | os.PathLike[str],
         *,
+        backend: str = DEFAULT_BACKEND,
+        engines: str | os.PathLike[str] | None = None,
         verify: bool = True,
         threads: int | None = None,
     ) -> VisionLanguageModel:
-        """Opens a bundle with ONNX Runtime.
+        """Opens a bundle.
 
         Args:
             bundle: folder that `vlmport export` wrote.
+            backend: what computes: "onnxruntime" (on the CPU), "onnxruntime-cuda",
+                "onnxruntime-tensorrt-rtx", "tensorrt" or "tensorrt-rtx".
+            engines: folder of TensorRT engines that `vlmport build` wrote; None for the one below
+                the bundle that fits this machine.
             verify: whether every file's digest is checked, which reads the whole bundle once.
-            threads: worker threads; None for the cores that this process may use.
+            threads: worker threads of ONNX Runtime; None for the cores that this process may use.
 
         Raises:
             BundleError: if the bundle is missing, damaged, unsafe or newer than this vlmport.
+            InputError: if there is no such backend, or an option is not one of its own.
+            VlmportError: if this machine lacks what the backend needs.
+            EngineError: if an engine cannot be used.
         """
         folder = Path(bundle)
+        engine_folder = None if engines is None else Path(engines)
         manifest = load_manifest(folder)
+        require_backend(backend, folder, engine_folder)  # told before everything is hashed
         verify_files(folder, manifest, hashes=verify)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises plain Exception
             msg = f"{folder}/tokenizer.json: cannot be read ({error}); export the bundle again"
             raise BundleError(msg) from error
-        return cls(manifest, tokenizer, OnnxRuntimeBackend(folder, manifest, threads))
+        opened = open_backend(
+            backend, folder, manifest, threads=threads, engines=engine_folder, verify=verify
+        )
+        return cls(manifest, tokenizer, opened)
 
     @property
     def backend(self) -> str:
@@ -117,7 +135,12 @@ class VisionLanguageModel:
             prompt, messages, tuple(images), max_new_tokens, options, tuple(stop_strings)
         )
         row = self._row(request, time.perf_counter())
-        return (piece for _, piece in decode_rows(self._backend, [row], self.manifest))
+        return self._pieces(row)
+
+    def _pieces(self, row: Row) -> Iterator[Piece]:
+        with closing(decode_rows(self._backend, [row], self.manifest)) as steps:
+            for _, piece in steps:
+                yield piece
 
     def generate(
         self,
@@ -174,9 +197,11 @@ class VisionLanguageModel:
             raise InputError(msg)
         started = time.perf_counter()
         rows = [self._row(request, started) for request in requests]
-        for _, piece in decode_rows(self._backend, rows, self.manifest, on_logits):
-            if on_piece is not None:
-                on_piece(piece)
+        # Closed at once where on_piece raises: a traceback would keep the cache.
+        with closing(decode_rows(self._backend, rows, self.manifest, on_logits)) as steps:
+            for _, piece in steps:
+                if on_piece is not None:
+                    on_piece(piece)
         return [self._result(row) for row in rows]
 
     def forced_logits(
@@ -203,13 +228,13 @@ class VisionLanguageModel:
                 f"answer; the bundle's max_length is {limit}; give a shorter one"
             )
             raise InputError(msg)
-        decoding = self._backend.start(1, length)
-        logits = decoding.prefill(embeds[None], np.array([len(embeds)], np.int64))
-        for index in range(len(token_ids)):
-            if index:
-                last = np.array([token_ids[index - 1]], np.int64)
-                logits = decoding.step(last, np.ones(1, np.bool_))
-            yield logits[0]
+        with closing(self._backend.start(1, length)) as decoding:
+            logits = decoding.prefill(embeds[None], np.array([len(embeds)], np.int64))
+            for index in range(len(token_ids)):
+                if index:
+                    last = np.array([token_ids[index - 1]], np.int64)
+                    logits = decoding.step(last, np.ones(1, np.bool_))
+                yield logits[0]
 
     def prompt_embeddings(self, request: Request) -> NDArray[np.floating[Any]]:
         """What the decoder gets for a request: [sequence_length, hidden_size], images in place.
@@ -217,7 +242,7 @@ class VisionLanguageModel:
         Raises:
             InputError: if an image or the prompt cannot be used.
         """
-        return self._row(request, time.perf_counter()).inputs_embeds
+        return self._row(request, time.perf_counter()).inputs_embeds.numpy()
 
     def with_graph(self, graph: str, path: Path) -> VisionLanguageModel:
         """A model with one graph replaced by another of the same ports; the others are shared.
@@ -245,15 +270,7 @@ class VisionLanguageModel:
 
     def image_features(self, image: PreparedImage) -> NDArray[np.floating[Any]]:
         """One picture's embeddings: [num_image_tokens, hidden_size] in the bundle's precision."""
-        features = [self._tile_features(tile) for tile in image.tiles()]
-        return np.concatenate(features).reshape(-1, self.manifest.dimensions.hidden_size)
-
-    def _tile_features(self, inputs: dict[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
-        arrays = inputs
-        for graph in self.manifest.image_graphs:
-            arrays = {**arrays, **self.run(graph, arrays)}
-        features: NDArray[np.float32] = arrays["image_features"]
-        return features
+        return self._backend.image_features(image.tiles()).numpy()
 
     def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """The token embedding of int64 [batch, sequence_length]: [.., .., hidden_size]."""
@@ -297,12 +314,9 @@ class VisionLanguageModel:
             _log.warning(_CUT, prompt.num_cut, len(prompt.input_ids))
         # An image token's own embedding is replaced; its id may lie outside of the table.
         text_ids = np.where(prompt.image_mask, 0, prompt.input_ids)
-        embeds = self.inputs_embeds(text_ids[None])[0]
-        if images:
-            # One image at a time: the result of an image does not depend on its neighbours.
-            features = np.concatenate([self.image_features(image) for image in images])
-            seen = features[: prompt.image_tokens]  # fewer where the prompt was cut
-            embeds = fuse_image_features(embeds, prompt.image_mask, seen)
+        # One image at a time: the result of an image does not depend on its neighbours.
+        features = [self._backend.image_features(image.tiles()) for image in images]
+        embeds = self._backend.embed_prompt(text_ids, prompt.image_mask, features)
         sizes = tuple(image.size for image in images)
         return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started, sizes)
 

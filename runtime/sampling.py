@@ -100,6 +100,38 @@ class TokenSampler:
         """Takes the prompt's text tokens into account; image places are no tokens."""
         self._seen[prompt_ids] = True
 
+    @property
+    def options(self) -> SamplingOptions:
+        """How it chooses."""
+        return self._options
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Bool [vocab_size], True for tokens of the prompt's text and of the answer; read only."""
+        view = self._seen.view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken whatever the logits are: nothing is drawn."""
+        return self._options.temperature < float(np.finfo(np.float32).tiny)
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the tokens of the prompt and of the answer change what is chosen."""
+        return self._has_penalty
+
+    def draw(self) -> float:
+        """The random number from [0, 1) that decides on the next token.
+
+        For those who choose by these options elsewhere: once for each token, in place of `select`.
+        A greedy sampler draws nothing and answers 0. So does `select` where a temperature near 0
+        makes the logits overflow, which only those see who hold them: after such a token the two
+        draw different numbers.
+        """
+        return 0.0 if self.is_greedy else self._random.random()
+
     def select(self, logits: NDArray[np.float32]) -> int:
         """Chooses one token and remembers it.
 
@@ -119,18 +151,16 @@ class TokenSampler:
                 "in a wider precision, or report the checkpoint"
             )
             raise VlmportError(msg)
-        chosen = best if self._is_greedy(float(logits[best])) else self._drawn(logits)
+        chosen = best if self._takes_best(float(logits[best])) else self._drawn(logits)
         self._counts[chosen] += 1
         self._seen[chosen] = True
         return chosen
 
-    def _is_greedy(self, highest: float) -> bool:
+    def _takes_best(self, highest: float) -> bool:
         # Divided by a temperature near 0 the logits overflow float32, and their softmax is no
         # number; what that distribution tends to is the most likely token.
-        temperature, float32 = self._options.temperature, np.finfo(np.float32)
-        if temperature < float(float32.tiny):
-            return True
-        return abs(highest) > float(float32.max) * temperature
+        largest = float(np.finfo(np.float32).max)
+        return self.is_greedy or abs(highest) > largest * self._options.temperature
 
     def _penalised(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         options = self._options
@@ -146,7 +176,7 @@ class TokenSampler:
         kept, values = filtered_logits(logits, self._options)
         weights = np.exp(values.astype(np.float64) - values.max())
         cumulative = np.cumsum(weights)
-        drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+        drawn = np.searchsorted(cumulative, self.draw() * cumulative[-1], side="right")
         return int(kept[min(int(drawn), len(kept) - 1)])
 
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vlmport.runtime.sampling import TokenSampler
+
 __all__ = ["Backend", "Decoding", "ImageFeatures", "PromptEmbeddings", "TokenDecoding"]
 
 
@@ -106,6 +108,10 @@ class Decoding(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Gives back what the batch holds; nothing may be asked of it any more."""
+        ...
+
 
 class Backend(Protocol):
     """An opened bundle."""
@@ -124,6 +130,50 @@ class Backend(Protocol):
         """
         ...
 
+    def image_features(self, tiles: Sequence[Mapping[str, NDArray[Any]]]) -> ImageFeatures:
+        """Runs the bundle's image graphs, one tile at a time.
+
+        Args:
+            tiles: of one picture, one or more: inputs of the image graphs by name.
+
+        Returns:
+            All tiles' features, one after the other.
+        """
+        ...
+
+    def embed_prompt(
+        self,
+        text_ids: NDArray[np.int64],
+        image_mask: NDArray[np.bool_],
+        features: Sequence[ImageFeatures],
+    ) -> PromptEmbeddings:
+        """Embeds a prompt and puts image features in place, in reading order.
+
+        Args:
+            text_ids: int64 [sequence_length]; 0 where an image feature takes the place.
+            image_mask: bool [sequence_length], True where an image feature takes the place.
+            features: one for each image of the prompt, from this backend; their last ones go
+                unused where the prompt was cut and has fewer places.
+        """
+        ...
+
+    def start_tokens(
+        self, samplers: Sequence[TokenSampler], max_length: int, suppressed: Sequence[int]
+    ) -> TokenDecoding:
+        """Makes an empty cache whose next tokens are chosen by the backend.
+
+        Args:
+            samplers: one for each row; each says how its row chooses.
+            max_length: tokens that a row will hold at most, prompt and answer.
+            suppressed: token ids that are never chosen.
+        """
+        ...
+
     def start(self, batch: int, max_length: int) -> Decoding:
-        """Makes an empty cache for `batch` rows that will hold at most `max_length` tokens."""
+        """Makes an empty cache whose logits come to the host, for those who need them.
+
+        Args:
+            batch: rows.
+            max_length: tokens that a row will hold at most.
+        """
         ...

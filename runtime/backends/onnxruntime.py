@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmport.errors import BundleError, VlmportError
+from vlmport.runtime.backends.host import HostBackend
 from vlmport.runtime.kv_cache import GrowingCache
 
 if TYPE_CHECKING:
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 
     from vlmport.contract import Manifest
 
-__all__ = ["OnnxRuntimeBackend", "open_session", "ort_value"]
+__all__ = ["OnnxRuntimeBackend", "open_session", "ort_value", "session_options"]
 
 # Longer prompts run in pieces: the attention of a piece needs heads x piece x capacity floats.
 _PREFILL_CHUNK = 512
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(HostBackend):
     """The graphs of a bundle as ONNX Runtime sessions.
 
     Args:
@@ -40,10 +41,10 @@ class OnnxRuntimeBackend:
         BundleError: if a graph cannot be loaded.
     """
 
-    name = "onnxruntime-cpu"
+    name = "onnxruntime"
 
     def __init__(self, bundle: Path, manifest: Manifest, threads: int | None = None) -> None:
-        self._manifest = manifest
+        super().__init__(manifest)
         self._threads = threads
         self._sessions = {
             graph.name: open_session(
@@ -154,6 +155,12 @@ class OnnxRuntimeDecoding:
         self._decoder.run_with_iobinding(self._binding)
         return self._logits
 
+    def close(self) -> None:
+        """Frees the cache; see `Decoding.close`."""
+        self._binding.clear_binding_inputs()
+        self._binding.clear_binding_outputs()
+        self._cache.arrays.clear()
+
     def _reserve(self, rows: int, filled: int) -> bool:
         if not self._cache.reserve(rows, filled):
             return False
@@ -197,20 +204,9 @@ def open_session(
         VlmportError: if onnxruntime is not installed.
         BundleError: if the graph cannot be loaded.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        msg = (
-            "onnxruntime: not installed; expected for running a bundle; "
-            'pip install "vlmport[cpu]" (or "vlmport[gpu]")'
-        )
-        raise VlmportError(msg) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    # The loop alternates sessions; a session that spins while another computes takes its cores
-    # (a step of 35 ms took 69 ms). This stops the spinning when a run ends.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options = session_options(threads)
+    import onnxruntime
+
     if content is not None:
         folder = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder, str(path.parent))
@@ -228,6 +224,29 @@ def open_session(
             raise BundleError(msg) from error
         msg = f"{path}: ONNX Runtime cannot load it ({error}); export the bundle again"
         raise BundleError(msg) from error
+
+
+def session_options(threads: int | None) -> Any:
+    """Options of a session in a loop that alternates sessions; worker threads as in `open_session`.
+
+    Raises:
+        VlmportError: if onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        msg = (
+            "onnxruntime: not installed; expected for running a bundle; "
+            'pip install "vlmport[cpu]" (or "vlmport[gpu]")'
+        )
+        raise VlmportError(msg) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # The loop alternates sessions; a session that spins while another computes takes its cores
+    # (a step of 35 ms took 69 ms). This stops the spinning when a run ends.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def ort_value(array: NDArray[Any]) -> Any:

@@ -35,6 +35,7 @@ class Bindings(Protocol):
     CausalMaskKind: type[trt.CausalMaskKind]
     DataType: type[trt.DataType]
     ElementWiseOperation: type[trt.ElementWiseOperation]
+    ExecutionContextAllocationStrategy: type[trt.ExecutionContextAllocationStrategy]
     EngineInspector: type[trt.EngineInspector]
     FillOperation: type[trt.FillOperation]
     IAttentionInputLayer: type[trt.IAttentionInputLayer]

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from vlmport.calibration.samples import load_samples
 from vlmport.manifest import load_manifest
 from vlmport.runtime import VisionLanguageModel
+from vlmport.runtime.backends.host import HostBackend
 from vlmport.runtime.backends.onnxruntime import open_session
 from vlmport.runtime.kv_cache import GrowingCache
 
@@ -51,12 +52,13 @@ def record_inputs(bundle: Path, calibration: Path, folder: Path) -> dict[str, in
     return backend.runs
 
 
-class _RecordingBackend:
+class _RecordingBackend(HostBackend):
     """A `vlmport.runtime.backends.base.Backend` that keeps the inputs of every run in files."""
 
-    name = "onnxruntime-cpu, recorded"
+    name = "onnxruntime, recorded"
 
     def __init__(self, bundle: Path, manifest: Manifest, folder: Path) -> None:
+        super().__init__(manifest)
         self.manifest = manifest
         self.runs = dict.fromkeys((graph.name for graph in manifest.graphs), 0)
         self._folder = folder
@@ -108,6 +110,10 @@ class _RecordingDecoding:
         assert active.all()
         embeds = self._backend.run("embed_tokens", {"input_ids": token_ids[:, None]})
         return self._run(embeds["inputs_embeds"])
+
+    def close(self) -> None:
+        """Frees the cache; see `Decoding.close`."""
+        self._cache.arrays.clear()
 
     def _run(self, inputs_embeds: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         start = self._length

@@ -14,6 +14,7 @@ from vlmport.errors import InputError
 from vlmport.export.family import load_reference
 from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.runtime import Request, SamplingOptions, VisionLanguageModel
+from vlmport.runtime.backends.onnxruntime import OnnxRuntimeDecoding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,3 +191,63 @@ def test_several_turns_render_as_the_reference_renders_them(
     np.testing.assert_array_equal(ids, answer.prompt_ids)
     assert prompt.text.endswith("And here? ASSISTANT:")
     assert "ASSISTANT: A red circle.</s>USER: <image>\n" in prompt.text
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[OnnxRuntimeDecoding]:
+    """The decodings that were closed."""
+    found: list[OnnxRuntimeDecoding] = []
+    close = OnnxRuntimeDecoding.close
+
+    def keep(decoding: OnnxRuntimeDecoding) -> None:
+        found.append(decoding)
+        close(decoding)
+
+    monkeypatch.setattr(OnnxRuntimeDecoding, "close", keep)
+    return found
+
+
+def _stop_early(model: VisionLanguageModel) -> None:
+    pieces = model.stream(prompt=QUESTION, max_new_tokens=9)
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]  # a generator, as every iterator of this kind
+
+
+def _fail_in_the_middle(model: VisionLanguageModel) -> None:
+    def fail(piece: object) -> None:
+        raise KeyError(piece)
+
+    with pytest.raises(KeyError):
+        model.generate(prompt=QUESTION, max_new_tokens=9, on_piece=fail)
+
+
+def _leave_the_rest(model: VisionLanguageModel) -> None:
+    next(model.forced_logits(Request(prompt=QUESTION), [5, 6, 7]))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model: model.generate(prompt=QUESTION, max_new_tokens=3),
+        lambda model: model.generate(prompt=QUESTION, max_new_tokens=3, on_logits=len),
+        _stop_early,
+        _fail_in_the_middle,
+        _leave_the_rest,
+    ],
+)
+def test_cache_is_given_back_however_the_answer_ends(
+    ask: Any, model: VisionLanguageModel, closed: list[OnnxRuntimeDecoding]
+) -> None:
+    ask(model)
+    [decoding] = closed
+    assert decoding._cache.arrays == []
+
+
+def test_who_asks_for_logits_gets_the_same_answer(model: VisionLanguageModel) -> None:
+    sampling = SamplingOptions(temperature=1.0, top_p=0.9, repetition_penalty=1.2, seed=3)
+    requests = [Request(prompt=QUESTION, max_new_tokens=n, sampling=sampling) for n in (4, 12)]
+    steps: list[tuple[int, ...]] = []
+    seen = model.generate_batch(requests, on_logits=lambda logits: steps.append(logits.shape))
+    unseen = model.generate_batch(requests)
+    assert [result.token_ids for result in seen] == [result.token_ids for result in unseen]
+    assert steps == [(2, model.manifest.dimensions.vocab_size)] * 12

@@ -127,6 +127,28 @@ def test_requests_draw_the_same_alone_and_beside_others() -> None:
     assert found == expected
 
 
+def test_draws_are_those_that_select_decides_by() -> None:
+    logits = np.log(np.full(4, 0.25, np.float32))
+    options = SamplingOptions(temperature=1.0, seed=5)
+    selecting, drawing = TokenSampler(options, 4), TokenSampler(options, 4)
+    for _ in range(50):
+        assert selecting.select(logits) == int(4 * drawing.draw())
+
+
+def test_greedy_draws_nothing() -> None:
+    sampler = TokenSampler(SamplingOptions(seed=5), 4)
+    assert sampler.is_greedy
+    assert [sampler.draw() for _ in range(3)] == [0.0, 0.0, 0.0]
+
+
+def test_seen_tokens_are_shown_and_kept() -> None:
+    sampler = TokenSampler(SamplingOptions(), 4)
+    sampler.start(np.array([2]))
+    assert sampler.seen.tolist() == [False, False, True, False]
+    with pytest.raises(ValueError, match="read-only"):
+        sampler.seen[0] = True
+
+
 def test_greedy_takes_the_first_of_equal_logits() -> None:
     sampler = TokenSampler(SamplingOptions(), 4)
     assert sampler.select(np.array([1, 2, 2, 0], np.float32)) == 1

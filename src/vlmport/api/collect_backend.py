@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmport.calibration.probed_graph import ProbedGraph, probed_graph
+from vlmport.runtime.backends.host import HostBackend
 from vlmport.runtime.backends.onnxruntime import open_session, ort_value
 from vlmport.runtime.kv_cache import GrowingCache
 
@@ -94,7 +95,7 @@ class _PrefillForm:
     of_last_token: frozenset[str]
 
 
-class ProbedBackend:
+class ProbedBackend(HostBackend):
     """A `vlmport.runtime.backends.base.Backend` with ONNX Runtime on the CPU.
 
     Args:
@@ -107,7 +108,7 @@ class ProbedBackend:
         threads: worker threads of each session; None for the cores that this process may use.
     """
 
-    name = "onnxruntime-cpu, probed"
+    name = "onnxruntime, probed"
 
     def __init__(
         self,
@@ -118,8 +119,8 @@ class ProbedBackend:
         max_probe_bytes: int,
         threads: int | None = None,
     ) -> None:
+        super().__init__(manifest)
         self._bundle = bundle
-        self._manifest = manifest
         self._graphs = graphs
         self._accumulators = accumulators
         self._max_probe_bytes = max_probe_bytes
@@ -220,6 +221,10 @@ class ProbedDecoding:
         assert active.all()
         embeds = self._backend.run("embed_tokens", {"input_ids": token_ids[:, None]})
         return self._run(embeds["inputs_embeds"])
+
+    def close(self) -> None:
+        """Frees the cache; see `Decoding.close`."""
+        self._cache.arrays.clear()
 
     def _run(
         self, inputs_embeds: NDArray[np.floating[Any]], but: frozenset[str] = frozenset()

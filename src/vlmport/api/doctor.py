@@ -5,13 +5,11 @@ Every module is really imported: an installed package whose libraries do not loa
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import platform
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,17 +17,19 @@ from pydantic import TypeAdapter
 
 import vlmport
 from vlmport.api.extras import EXTRA_OF_MODULE, pip_line
+from vlmport.backend_names import BACKENDS, BackendName
+from vlmport.machine.installed import import_fault, installed_version
+from vlmport.machine.requirements import Requirement, onnxruntime_providers, requirements
 
 __all__ = ["Check", "Diagnosis", "diagnosis_json", "doctor"]
 
-_NVIDIA_SMI = (
-    "nvidia-smi",
-    "--query-gpu=name,memory.total,compute_cap,driver_version",
-    "--format=csv,noheader",
-)
 _BASE_MODULES = ("numpy", "PIL", "tokenizers", "jinja2", "pydantic")
 _EXPORT_MODULES = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors")
-_NOT_USED_YET = "no backend of this vlmport uses it yet"
+_NOTES: dict[BackendName, str] = {
+    "onnxruntime": " on the CPU: float32 and float16 bundles, no bfloat16",
+    "tensorrt": "; a bundle also needs engines: `vlmport build BUNDLE --backend tensorrt`",
+    "tensorrt-rtx": "; a bundle also needs engines: `vlmport build BUNDLE --backend tensorrt-rtx`",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Check:
         advice: what to do so that it can be used; "" if it is usable or nothing can be done.
     """
 
-    group: Literal["run a bundle", "export a checkpoint", "GPU", "serve"]
+    group: Literal["run a bundle", "export a checkpoint", "GPU", "backends", "serve"]
     name: str
     usable: bool
     found: str
@@ -79,7 +79,14 @@ _DIAGNOSIS = TypeAdapter(Diagnosis)
 
 def doctor() -> Diagnosis:
     """Look for everything that vlmport can make use of."""
-    checks = (*_run_checks(), *_export_checks(), *_gpu_checks(), *_serve_checks())
+    needs = {backend: requirements(backend) for backend in BACKENDS}
+    checks = (
+        *_run_checks(),
+        *_export_checks(),
+        *_gpu_checks(needs),
+        *_backend_checks(needs),
+        *_serve_checks(),
+    )
     return Diagnosis(
         vlmport=vlmport.__version__,
         python=f"{platform.python_version()} ({platform.python_implementation()})",
@@ -98,102 +105,63 @@ def diagnosis_json(diagnosis: Diagnosis) -> str:
 
 def _run_checks() -> Iterator[Check]:
     for module in _BASE_MODULES:
-        fault = _import_fault(module)
+        fault = import_fault(module)
         advice = "pip install --force-reinstall vlmport" if fault else ""
-        yield Check("run a bundle", module, not fault, fault or _version(module), advice)
-    fault = _import_fault("onnxruntime")
+        yield Check("run a bundle", module, not fault, fault or installed_version(module), advice)
+    fault = import_fault("onnxruntime")
+    providers = ", ".join(onnxruntime_providers())
     yield Check(
         "run a bundle",
         "onnxruntime",
         not fault,
-        fault
-        or f"{_version('onnxruntime')}, providers {', '.join(_providers())}; "
-        "on the CPU float32 and float16 bundles, no bfloat16",
+        fault or f"{installed_version('onnxruntime')}, providers {providers}",
         f"{pip_line('cpu')}, or with a CUDA GPU: {pip_line('gpu')}" if fault else "",
     )
 
 
 def _export_checks() -> Iterator[Check]:
     for module in _EXPORT_MODULES:
-        fault = _import_fault(module)
+        fault = import_fault(module)
         advice = pip_line(EXTRA_OF_MODULE[module]) if fault else ""
-        yield Check("export a checkpoint", module, not fault, fault or _version(module), advice)
+        yield Check(
+            "export a checkpoint", module, not fault, fault or installed_version(module), advice
+        )
 
 
-def _gpu_checks() -> Iterator[Check]:
-    gpus = _gpus()
-    yield Check("GPU", "CUDA GPU", bool(gpus), "; ".join(gpus) or "none found by nvidia-smi")
-    has_provider = "CUDAExecutionProvider" in _providers()
-    yield _needs_gpu("onnxruntime CUDA provider", has_provider, "present", bool(gpus))
-    for module in ("tensorrt", "tensorrt_rtx", "cuda"):
-        fault = _import_fault(module)
-        yield _needs_gpu(module, not fault, fault or _version(module), bool(gpus))
+def _gpu_checks(needs: Mapping[BackendName, Sequence[Requirement]]) -> Iterator[Check]:
+    distinct = {need.name: need for backend in BACKENDS[1:] for need in needs[backend]}.values()
+    for need in sorted(distinct, key=lambda need: need.name != "CUDA GPU"):
+        if need.name != "module onnxruntime":  # it is needed on a CPU, too, and was shown
+            yield Check("GPU", need.name, need.is_met, need.found, need.advice)
 
 
-def _needs_gpu(name: str, installed: bool, found: str, has_gpu: bool) -> Check:
-    if not installed:
-        found = "not installed" if found == "present" else found
-        wish = "" if has_gpu else "on a machine with a CUDA GPU: "
-        return Check("GPU", name, False, found, wish + pip_line("gpu"))
-    note = _NOT_USED_YET if has_gpu else "no CUDA GPU to run it on"
-    return Check("GPU", name, has_gpu, f"{found}; {note}")
+def _backend_checks(needs: Mapping[BackendName, Sequence[Requirement]]) -> Iterator[Check]:
+    for backend, needed in needs.items():
+        missing = [need for need in needed if not need.is_met]
+        found = f"missing: {', '.join(need.name for need in missing)}" if missing else "ready"
+        note = "" if missing else _NOTES.get(backend, "")
+        advice = "; ".join(dict.fromkeys(need.advice for need in missing))
+        yield Check("backends", backend, not missing, found + note, advice)
 
 
 def _serve_checks() -> Iterator[Check]:
-    fault = _import_fault("tritonclient")
-    found = fault or f"{_version('tritonclient')}; {_NOT_USED_YET}"
+    fault = import_fault("tritonclient")
+    found = fault or f"{installed_version('tritonclient')}; no part of this vlmport uses it yet"
     yield Check("serve", "tritonclient", not fault, found, pip_line("triton") if fault else "")
 
 
 def _warnings() -> Iterator[str]:
     if sys.version_info[:2] != (3, 11):
         yield f"Python {platform.python_version()}: vlmport was tried on Python 3.11 only"
-    if importlib.util.find_spec("torchvision") and (fault := _import_fault("torchvision")):
+    both = set(importlib.metadata.packages_distributions().get("onnxruntime", []))
+    if len(both) > 1:
+        yield (
+            f"{' and '.join(sorted(both))}: both fill the folder onnxruntime, and what lies there "
+            "is a mixture: uninstall both, then install the one that you want"
+        )
+    if importlib.util.find_spec("torchvision") and (fault := import_fault("torchvision")):
         yield (
             f"torchvision: {fault}; it was built for another torch than the one installed "
-            f"({_version('torch')}) and breaks the processors of transformers; vlmport does not "
-            "need it: pip uninstall torchvision"
+            f"({installed_version('torch')}) and breaks the processors of transformers; vlmport "
+            "does not need it: pip uninstall torchvision"
         )
-
-
-def _import_fault(module: str) -> str:
-    """Why a module cannot be imported, in one line; "" if it can."""
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    if not found:
-        return "not installed"
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken native package raises whatever its loader raises
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return f"installed, but does not load: {reason[0][:200]}"
-    return ""
-
-
-def _version(module: str) -> str:
-    packages = importlib.metadata.packages_distributions().get(module, [])
-    versions: set[str] = {importlib.metadata.version(package) for package in packages}
-    return " / ".join(sorted(versions)) or "of unknown version"
-
-
-def _providers() -> list[str]:
-    """Names of the execution providers that the installed onnxruntime was built with."""
-    if _import_fault("onnxruntime"):
-        return []
-    listing: Callable[[], list[str]] = importlib.import_module(
-        "onnxruntime"
-    ).get_available_providers
-    return listing()
-
-
-def _gpus() -> list[str]:
-    """CUDA GPUs, as the driver's own tool names them; no package is needed for that."""
-    try:
-        answer = subprocess.run(
-            _NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [" ".join(line.split()) for line in answer.splitlines() if line.strip()]

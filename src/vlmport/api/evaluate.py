@@ -15,6 +15,7 @@ from vlmport.api.question_check import check_questions
 from vlmport.api.questions import read_questions
 from vlmport.api.scoring import score, yes_no_scores
 from vlmport.api.versions import library_versions
+from vlmport.backend_names import DEFAULT_BACKEND
 from vlmport.contract import MANIFEST_NAME
 from vlmport.errors import InputError
 from vlmport.runtime import Request, VisionLanguageModel
@@ -46,6 +47,9 @@ class EvaluateOptions:
         state_file: where the bundle's answers are kept as they come, to go on after a stop.
         against_state_file: the same for the bundle to compare with.
         threads: worker threads; None for the cores that this process may use.
+        backend: what computes both bundles; see `VisionLanguageModel.load`.
+        engines: folder of the bundle's TensorRT engines; None for the one below it that fits. Those
+            of `against` always lie below it.
     """
 
     bundle: Path
@@ -59,6 +63,8 @@ class EvaluateOptions:
     state_file: Path | None = None
     against_state_file: Path | None = None
     threads: int | None = None
+    backend: str = DEFAULT_BACKEND
+    engines: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without reading a file."""
@@ -133,7 +139,10 @@ def _run(
 ) -> BundleScores:
     """Answers what the state has not, and scores everything."""
     progress.start(f"open {folder}")
-    model = VisionLanguageModel.load(folder, threads=options.threads)
+    engines = options.engines if folder == options.bundle else None
+    model = VisionLanguageModel.load(
+        folder, backend=options.backend, engines=engines, threads=options.threads
+    )
     bundle_digest = hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
     key = LogKey(bundle_digest, digest, options.max_new_tokens, options.batch, model.backend)
     log = AnswerLog(state_file, key)

@@ -17,6 +17,7 @@ from vlmport.api.parity_compare import compare
 from vlmport.api.parity_report import REPORT_SCHEMA_VERSION, ParityReport, worst_verdict
 from vlmport.api.tolerances import TOLERANCES
 from vlmport.api.versions import library_versions
+from vlmport.backend_names import DEFAULT_BACKEND
 from vlmport.errors import InputError, ParityError
 from vlmport.manifest import file_entry, load_manifest
 
@@ -54,6 +55,8 @@ class ParityOptions:
         family_file: Python file that defines one more family; it is run.
         against: folder of the float bundle that a quantized one was made from; only
             `vlmport.api.quantized_parity` takes it.
+        backend: what computes the bundle; see `VisionLanguageModel.load`.
+        engines: folder of TensorRT engines; None for the one below the bundle that fits.
     """
 
     checkpoint: Path
@@ -63,6 +66,8 @@ class ParityOptions:
     max_new_tokens: int = 64
     family_file: Path | None = None
     against: Path | None = None
+    backend: str = DEFAULT_BACKEND
+    engines: Path | None = None
 
 
 def parity(options: ParityOptions, progress: Progress) -> ParityReport:
@@ -130,13 +135,13 @@ def open_cases(
 
     Raises:
         ParityError: if there is nothing that it can be asked.
-        InputError: if an image cannot be used.
+        InputError: if an image or the backend cannot be used.
         BundleError: if the bundle cannot be opened.
     """
     from vlmport.api.parity_bundle import open_bundle
 
     progress.start("opening the bundle")
-    bundle = open_bundle(options.bundle)
+    bundle = open_bundle(options.bundle, options.backend, options.engines)
     for image in options.images:
         bundle.image_inputs(image)  # an unusable picture is told before PyTorch loads
     wanted = make_cases(options.images, options.prompt, manifest.prompt.image_placeholder)

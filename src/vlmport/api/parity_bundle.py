@@ -11,6 +11,7 @@ import numpy as np
 from vlmport.api.linked_bundle import folder_beside
 from vlmport.api.parity_emulation import EMULATION, emulated_bundle
 from vlmport.api.parity_model import TokensAndText
+from vlmport.backend_names import DEFAULT_BACKEND
 from vlmport.export.reference import IMAGE_TOKEN
 from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime import Request, VisionLanguageModel
@@ -27,18 +28,26 @@ if TYPE_CHECKING:
 __all__ = ["OpenedBundle", "open_bundle"]
 
 
-def open_bundle(bundle: Path) -> OpenedBundle:
+def open_bundle(
+    bundle: Path, backend: str = DEFAULT_BACKEND, engines: Path | None = None
+) -> OpenedBundle:
     """Opens a bundle and checks all of its files.
 
-    ONNX Runtime's CPU provider lacks bfloat16 kernels, so a bfloat16 bundle is opened as one that
+    ONNX Runtime's CPU provider lacks bfloat16 kernels, so it opens a bfloat16 bundle as one that
     computes each operator in float32 and rounds; `OpenedBundle.backend` says so.
+
+    Args:
+        bundle: its folder.
+        backend: what computes it; see `VisionLanguageModel.load`.
+        engines: folder of TensorRT engines; None for the one below the bundle that fits.
 
     Raises:
         BundleError: if the bundle is missing, damaged, unsafe or newer than this vlmport.
+        VlmportError: if the backend cannot be used here.
     """
     manifest = load_manifest(bundle)
-    if manifest.precision != "bfloat16":
-        return OpenedBundle(VisionLanguageModel.load(bundle))
+    if manifest.precision != "bfloat16" or backend != DEFAULT_BACKEND:
+        return OpenedBundle(VisionLanguageModel.load(bundle, backend=backend, engines=engines))
     verify_files(bundle, manifest, hashes=True)
     # The sessions hold what they need of the files; beside the bundle, weights can be linked.
     with tempfile.TemporaryDirectory(prefix=".vlmport.", dir=folder_beside(bundle)) as folder:

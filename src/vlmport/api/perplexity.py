@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vlmport.api.text_windows import choose_batch, cut_windows, read_text, text_ids
 from vlmport.api.token_likelihood import predict_windows
 from vlmport.api.versions import library_versions
+from vlmport.backend_names import DEFAULT_BACKEND
 from vlmport.errors import BundleError, InputError
 from vlmport.runtime import VisionLanguageModel
 
@@ -48,6 +49,9 @@ class PerplexityOptions:
         limit: most windows, from the start of the text; None for all.
         batch: windows computed together; None for as many as fit into half a gibibyte, 32 at most.
         threads: worker threads; None for the cores that this process may use.
+        backend: what computes both bundles; see `VisionLanguageModel.load`.
+        engines: folder of the bundle's TensorRT engines; None for the one below it that fits. Those
+            of `against` always lie below it.
     """
 
     bundle: Path
@@ -57,6 +61,8 @@ class PerplexityOptions:
     limit: int | None = None
     batch: int | None = None
     threads: int | None = None
+    backend: str = DEFAULT_BACKEND
+    engines: Path | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without reading a file."""
@@ -158,7 +164,12 @@ def perplexity(options: PerplexityOptions, progress: Progress) -> PerplexityRepo
     models = []
     for folder in folders:
         progress.start(f"open {folder}")
-        models.append(VisionLanguageModel.load(folder, threads=options.threads))
+        engines = options.engines if folder == options.bundle else None
+        models.append(
+            VisionLanguageModel.load(
+                folder, backend=options.backend, engines=engines, threads=options.threads
+            )
+        )
     ids = text_ids(text, options.text, models[0], options.window)
     _check_same_reading(ids, text, models, options)
     windows = cut_windows(ids, options.window, options.limit)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vlmport.cli.backend_options import DEFAULT_BACKEND, BackendOption, EnginesOption
 from vlmport.cli.progress import RichProgress
 from vlmport.cli.report_files import check_is_writable
 
@@ -61,6 +62,8 @@ def evaluate_command(
         Path | None, typer.Option(metavar="FILE", help="The same for the bundle of --against.")
     ] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", help="Worker threads.")] = None,
+    backend: BackendOption = DEFAULT_BACKEND,
+    engines: EnginesOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")
     ] = None,
@@ -95,7 +98,9 @@ def evaluate_command(
     if perplexity is not None:
         from vlmport.api.perplexity import PerplexityOptions
 
-        text = PerplexityOptions(bundle, perplexity, window, against, limit, batch, threads)
+        text = PerplexityOptions(
+            bundle, perplexity, window, against, limit, batch, threads, backend, engines
+        )
         _predict(text, *reports)
     elif data is not None:
         from vlmport.api.evaluate import EvaluateOptions
@@ -112,6 +117,8 @@ def evaluate_command(
             state_file=state,
             against_state_file=against_state,
             threads=threads,
+            backend=backend,
+            engines=engines,
         )
         _ask(asked, *reports)
 

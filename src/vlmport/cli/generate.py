@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmport.cli.backend_options import DEFAULT_BACKEND, BackendOption, EnginesOption
 from vlmport.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def generate_command(
             help="Write the picture with the boxes and masks of the answer drawn on it.",
         ),
     ] = None,
+    backend: BackendOption = DEFAULT_BACKEND,
+    engines: EnginesOption = None,
     temperature: Annotated[
         float,
         typer.Option(
@@ -140,7 +143,7 @@ def generate_command(
             presence_penalty=presence_penalty,
         ),
     )
-    model = VisionLanguageModel.load(bundle)
+    model = VisionLanguageModel.load(bundle, backend=backend, engines=engines)
     if draw is not None:
         _check_drawing(draw, images, model.manifest.answers.kind)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmport.cli.backend_options import DEFAULT_BACKEND, BackendOption, EnginesOption
 from vlmport.cli.progress import RichProgress
 from vlmport.cli.report_files import check_is_writable
 
@@ -46,6 +47,8 @@ def parity_command(
             help="What a quantized bundle was made from: adds its figures, and layer by layer.",
         ),
     ] = None,
+    backend: BackendOption = DEFAULT_BACKEND,
+    engines: EnginesOption = None,
     family_file: Annotated[
         Path | None,
         typer.Option(
@@ -70,7 +73,15 @@ def parity_command(
     from vlmport.api.quantized_parity import has_integer_layers
 
     options = ParityOptions(
-        checkpoint, bundle, tuple(image or ()), prompt, max_new_tokens, family_file, against
+        checkpoint,
+        bundle,
+        tuple(image or ()),
+        prompt,
+        max_new_tokens,
+        family_file,
+        against,
+        backend,
+        engines,
     )
     show = _show_quantized if has_integer_layers(bundle) else _show
     verdict = show(options, json_file, html_file)

@@ -1,0 +1,94 @@
+"""Values of ONNX Runtime in the memory of a device, and their way from and to numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmport.errors import VlmportError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["OrtMemory", "array_of", "host_value", "numpy_dtype", "write_"]
+
+_BFLOAT16 = 16  # TensorProto.BFLOAT16: numpy has no such type, so ONNX Runtime takes the number
+
+
+@dataclass(frozen=True, slots=True)
+class OrtMemory:
+    """Where values lie.
+
+    Attributes:
+        device: ONNX Runtime's name, "cpu" or "cuda"; a plugin provider for NVIDIA GPUs uses the
+            latter, too.
+        index: of the device.
+    """
+
+    device: str
+    index: int = 0
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Any:
+        """A new OrtValue whose content is not set."""
+        from onnxruntime import OrtValue
+
+        element = _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+        return OrtValue.ortvalue_from_shape_and_type(list(shape), element, self.device, self.index)
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Any:
+        """A new OrtValue of zeros."""
+        return self.copy_of(np.zeros(shape, numpy_dtype(dtype)))
+
+    def copy_of(self, array: NDArray[Any]) -> Any:
+        """A new OrtValue with the content of an array; nothing of the array is kept."""
+        value = self.empty(array.shape, array.dtype.name)
+        write_(value, array)
+        return value
+
+
+def write_(value: Any, array: NDArray[Any]) -> None:
+    """Overwrites a value, wherever it lies, with an array of as many elements."""
+    is_bfloat16 = array.dtype.name == "bfloat16"
+    value.update_inplace(host_value(array) if is_bfloat16 else array)
+
+
+def host_value(array: NDArray[Any]) -> Any:
+    """An OrtValue that points into a contiguous array; the caller keeps the array alive."""
+    from onnxruntime import OrtValue
+
+    if array.dtype.name != "bfloat16":
+        return OrtValue.ortvalue_from_numpy(array)
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
+
+
+def array_of(value: Any, dtype: str) -> NDArray[Any]:
+    """The content of a value on the host."""
+    if dtype != "bfloat16":
+        result: NDArray[Any] = value.numpy()
+        return result
+    array = np.empty(value.shape(), numpy_dtype(dtype))
+    host_value(array).update_inplace(value)
+    return array
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The element type of that name in a manifest.
+
+    Raises:
+        VlmportError: if it is bfloat16 and the package that has it for numpy is not installed.
+    """
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        msg = (
+            "ml_dtypes: not installed; expected for bundles of the precision bfloat16; "
+            "pip install 'vlmport[gpu]'"
+        )
+        raise VlmportError(msg) from error
+    return np.dtype(ml_dtypes.bfloat16)

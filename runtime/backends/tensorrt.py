@@ -1,0 +1,161 @@
+"""Runs a bundle's TensorRT engines; embeddings, cache, logits and tokens stay on the GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlmport.errors import EngineError
+from vlmport.runtime.backends.tensorrt_decoding import BatchState, DecodeContexts, too_long
+from vlmport.runtime.backends.tensorrt_graphs import DeviceRows, GraphRunner
+from vlmport.runtime.backends.tensorrt_tokens import DeviceLogitDecoding, DeviceTokenDecoding
+from vlmport.runtime.device.cuda import load_cuda
+from vlmport.runtime.engines.bindings import load_bindings
+from vlmport.runtime.engines.opening import find_engines, load_engines
+from vlmport.runtime.engines.running import RunningEngines
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import Self
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vlmport.contract import Manifest
+    from vlmport.contract_engines import TensorRTName
+    from vlmport.runtime.backends.base import ImageFeatures
+    from vlmport.runtime.device.cuda import Cuda
+    from vlmport.runtime.engines.bindings import Bindings
+    from vlmport.runtime.sampling import TokenSampler
+
+__all__ = ["TensorRTBackend"]
+
+
+class TensorRTBackend:
+    """The engines of a bundle on the first GPU that the process sees.
+
+    Threads may share it; they take turns.
+
+    Args:
+        bundle: folder of the bundle.
+        manifest: its manifest.
+        backend: the TensorRT module.
+        cuda: the GPU.
+        bindings: the module, loaded.
+        engines: folder of the engines; None for those in the bundle that fit best.
+        verify: whether the digest of every engine is checked.
+
+    Raises:
+        EngineError: if no engines fit this TensorRT and this GPU, or they do not load.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        backend: TensorRTName,
+        cuda: Cuda,
+        bindings: Bindings,
+        *,
+        engines: Path | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.name: str = backend
+        self._manifest = manifest
+        version = bindings.__version__
+        folder, found = find_engines(bundle, backend, version, cuda.device(), engines)
+        loaded = load_engines(folder, found, manifest, bindings, cuda, verify=verify)
+        self._running = RunningEngines(cuda, bindings, loaded)
+        self._graphs = GraphRunner(self._running, manifest)
+        self._contexts = DecodeContexts(self._running)
+        self._idle: BatchState | None = None
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Path,
+        manifest: Manifest,
+        backend: TensorRTName,
+        *,
+        engines: Path | None = None,
+        verify: bool = True,
+    ) -> Self:
+        """Opens a bundle with a TensorRT module that is chosen by name; see the class.
+
+        Raises:
+            EngineError: also if the module, cuda-python, a driver or a GPU is missing.
+        """
+        bindings = load_bindings(backend)
+        cuda = load_cuda()
+        return cls(bundle, manifest, backend, cuda, bindings, engines=engines, verify=verify)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that a sequence may hold; at most the bundle's."""
+        return self._running.engines.options.max_length
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs a graph that has no cache; see `Backend.run`. bfloat16 comes back as float32."""
+        return self._graphs.run(graph, inputs)
+
+    def image_features(self, tiles: Sequence[Mapping[str, NDArray[Any]]]) -> DeviceRows:
+        """Runs the image graphs; see `Backend.image_features`."""
+        return self._graphs.image_features(tiles)
+
+    def embed_prompt(
+        self,
+        text_ids: NDArray[np.int64],
+        image_mask: NDArray[np.bool_],
+        features: Sequence[ImageFeatures],
+    ) -> DeviceRows:
+        """Embeds a prompt; see `Backend.embed_prompt`."""
+        return self._graphs.embed_prompt(text_ids, image_mask, features)
+
+    def start_tokens(
+        self, samplers: Sequence[TokenSampler], max_length: int, suppressed: Sequence[int]
+    ) -> DeviceTokenDecoding:
+        """Makes an empty cache whose tokens are chosen on the GPU; see `Backend.start_tokens`."""
+        with self._running.lock:
+            state = self._take(len(samplers), max_length)
+            return DeviceTokenDecoding(
+                self._running,
+                self._contexts,
+                state,
+                samplers,
+                suppressed,
+                self._give_back,
+            )
+
+    def start(self, batch: int, max_length: int) -> DeviceLogitDecoding:
+        """Makes an empty cache whose logits come to the host; see `Backend.start`."""
+        with self._running.lock:
+            state = self._take(batch, max_length)
+            dtype = self._manifest.graph("decoder").inputs[0].dtype
+            return DeviceLogitDecoding(self._running, state, dtype, self._give_back)
+
+    def close(self) -> None:
+        """Frees the GPU's memory; nothing may be asked of the backend any more."""
+        with self._running.lock:
+            if self._idle is not None:
+                self._idle.close()
+                self._idle = None
+            self._running.close()
+
+    def _take(self, batch: int, max_length: int) -> BatchState:
+        if max_length > self.max_length:
+            raise EngineError(too_long(max_length, self.max_length))
+        state, self._idle = self._idle, None
+        if state is not None and state.buffers.batch != batch:
+            state.close()
+            state = None
+        if state is None:
+            state = BatchState(self._running, self._contexts, self._manifest, batch)
+        state.reset()
+        return state
+
+    def _give_back(self, state: BatchState) -> None:
+        """Keeps the memory of one batch for the next of the same size, and no more."""
+        with self._running.lock:
+            if self._idle is not None:
+                self._idle.close()
+            self._idle = state

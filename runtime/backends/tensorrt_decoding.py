@@ -1,0 +1,272 @@
+"""The decode loop on the GPU: prompts in pieces, then steps that are captured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlmport.contract_engines import SELECT_GREEDY, SELECT_SAMPLED
+from vlmport.errors import EngineError
+from vlmport.runtime.backends.tensorrt_buffers import BatchBuffers
+from vlmport.runtime.backends.tensorrt_step import RepeatedStep
+from vlmport.runtime.device.sizes import lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vlmport.contract import Manifest
+    from vlmport.runtime.backends.tensorrt_graphs import DeviceRows
+    from vlmport.runtime.backends.tensorrt_selection import Selection
+    from vlmport.runtime.engines.running import RunningEngines
+
+__all__ = ["BatchState", "DecodeContexts"]
+
+
+class DecodeContexts:
+    """The execution contexts of decoding, made once; batches take turns with them."""
+
+    def __init__(self, running: RunningEngines) -> None:
+        # Prompts are embedded in a context of their own: their lengths would spoil this one's.
+        self.embed = running.context("embed_tokens", "default", captured=True)
+        self.prefill = running.context("decoder", "prefill")
+        self.decode = running.context("decoder", "decode", captured=True)
+        self.greedy = running.context(SELECT_GREEDY, "default", captured=True)
+        self.sampled = running.context(SELECT_SAMPLED, "default", captured=True)
+
+
+class BatchState:
+    """A number of sequences with their cache.
+
+    Args:
+        running: the engines.
+        contexts: of decoding.
+        manifest: the bundle's.
+        batch: rows.
+
+    Raises:
+        EngineError: if the engines take fewer rows, or the memory does not suffice.
+    """
+
+    def __init__(
+        self, running: RunningEngines, contexts: DecodeContexts, manifest: Manifest, batch: int
+    ) -> None:
+        largest = contexts.decode.largest("inputs_embeds", 0)
+        if batch > largest:
+            msg = (
+                f"decoder: found a batch of {batch}; its engine takes 1 to {largest} rows; ask for "
+                "fewer together, or build the engines again with "
+                f"`vlmport build --max-batch {batch}`"
+            )
+            raise EngineError(msg)
+        self.buffers = BatchBuffers(running, manifest, batch)
+        self.capacity = running.engines.options.max_length
+        self._running = running
+        self._contexts = contexts
+        self._first_position = manifest.attention.first_position
+        self._runs_whole_prompt = manifest.attention.prompt == "bidirectional"
+        self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
+        self._selections: dict[type[Any], Selection] = {}
+        self._steps: dict[type[Any], RepeatedStep] = {}
+
+    def reset(self) -> None:
+        """Forgets all sequences."""
+        self._running.stream.synchronize()  # a batch that failed may have left work behind
+        self._lengths[:] = 0
+        # Rows that are not valid are multiplied by 0 where attention is decomposed: a NaN of an
+        # earlier answer, or of memory that was never written, would stay one.
+        self._running.stream.clear(self.buffers.cache.address, self.buffers.cache.size)
+
+    def suppress(self, token_ids: Sequence[int]) -> None:
+        """Queues which tokens are never chosen."""
+        mask = np.zeros(self.buffers.work.fields["suppressed"].shape, np.bool_)
+        mask[list(token_ids)] = True
+        self._running.transfer.upload(mask, "bool", self.buffers.work["suppressed"])
+
+    def selection(self, kind: type[Any]) -> Selection | None:
+        """What a step of this kind ends with, if it was added."""
+        return self._selections.get(kind)
+
+    def add_selection(self, selection: Selection) -> None:
+        """Adds a kind of step; it stays with the buffers."""
+        contexts = (self._contexts.embed, self._contexts.decode, *selection.contexts)
+        step = RepeatedStep(
+            self._running,
+            contexts,
+            lambda: self._bind_step(selection),
+            lambda: self._queue_step(selection),
+        )
+        self.buffers.close_with(step.close)
+        self._selections[type(selection)] = selection
+        self._steps[type(selection)] = step
+
+    def prefill(
+        self, prompts: Sequence[DeviceRows], selection: Selection, uniform: NDArray[np.float32]
+    ) -> None:
+        """Runs prompts, causal ones in pieces that the engine takes, and waits for the end.
+
+        Args:
+            prompts: one for each row.
+            selection: what follows.
+            uniform: float32 [batch], the rows' random numbers.
+
+        Raises:
+            EngineError: if a prompt must run in one piece and is too long for the engine.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        self._check_room(int(lengths.max()))
+        longest = int(lengths.max())
+        piece = self._contexts.prefill.largest("inputs_embeds", 1)
+        piece = longest if self._runs_whole_prompt else piece
+        for start in range(0, longest, piece):
+            self._queue_piece(prompts, lengths, start, min(longest, start + piece))
+        self._lengths[:] = lengths
+        self._write_control(uniform)
+        selection.bind()
+        self._queue_control()
+        selection.queue()
+        self._wait()
+
+    def step(
+        self, active: NDArray[np.bool_], selection: Selection, uniform: NDArray[np.float32]
+    ) -> None:
+        """Appends a token to the active rows, and waits for the end.
+
+        Args:
+            active: bool [batch].
+            selection: what follows.
+            uniform: as in `prefill`.
+        """
+        self._lengths += active
+        self._check_room(int(self._lengths.max()))
+        self._write_control(uniform)
+        self._steps[type(selection)].run()
+        self._wait()
+
+    def close(self) -> None:
+        """Frees everything."""
+        self.buffers.close()
+
+    def _check_room(self, rows: int) -> None:
+        if rows > self.capacity:
+            raise EngineError(too_long(rows, self.capacity))
+
+    def _queue_piece(
+        self, prompts: Sequence[DeviceRows], lengths: NDArray[np.int64], start: int, stop: int
+    ) -> None:
+        """Queues the prompts' tokens from `start` to `stop`; rows differ in length."""
+        batch, tokens = len(prompts), stop - start
+        context, stream = self._contexts.prefill, self._running.stream
+        hidden = self.buffers.work.fields["inputs_embeds"].shape[2]
+        shapes = {name: field.shape for name, field in self.buffers.cache.fields.items()}
+        shapes |= {
+            "inputs_embeds": (batch, tokens, hidden),
+            "position_ids": (batch, tokens),
+            "write_indices": (batch,),
+            "valid_lengths": (batch,),
+        }
+        context.set_shapes(shapes)
+        addresses = self._cache_addresses()
+        addresses |= self._upload_piece_control(lengths, start, stop)
+        addresses["inputs_embeds"] = self._queue_embeds(prompts, start, stop)
+        logits = self.buffers.work.fields["logits"]
+        addresses["logits"] = self._running.workspace.address("prefill logits", logits.size)
+        context.bind(addresses)
+        context.enqueue()
+        row_bytes = logits.size // batch
+        for row in np.flatnonzero((lengths > start) & (lengths <= stop)):
+            source = addresses["logits"] + int(row) * row_bytes
+            target = self.buffers.work["logits"] + int(row) * row_bytes
+            stream.copy(target, source, row_bytes)
+
+    def _queue_embeds(self, prompts: Sequence[DeviceRows], start: int, stop: int) -> int:
+        """Puts the rows' embeddings below each other, zeros behind the shorter ones."""
+        row_bytes = prompts[0].row_bytes
+        size = len(prompts) * (stop - start) * row_bytes
+        address = self._running.workspace.address("prompts in pieces", size)
+        if any(len(prompt) < stop for prompt in prompts):
+            self._running.stream.clear(address, size)
+        for row, prompt in enumerate(prompts):
+            tokens = min(len(prompt), stop) - start
+            if tokens > 0:
+                target = address + row * (stop - start) * row_bytes
+                self._running.stream.copy(target, prompt.address(start), tokens * row_bytes)
+        return address
+
+    def _upload_piece_control(
+        self, lengths: NDArray[np.int64], start: int, stop: int
+    ) -> dict[str, int]:
+        positions = np.arange(start, stop, dtype=np.int64) + self._first_position
+        arrays = {
+            "position_ids": np.broadcast_to(positions, (len(lengths), stop - start)),
+            "write_indices": np.full(len(lengths), start, np.int64),
+            # Rows that end elsewhere choose any valid row; their logits are not kept.
+            "valid_lengths": np.clip(lengths, start + 1, stop),
+        }
+        fields, size = lay_out({name: ("int64", array.shape) for name, array in arrays.items()})
+        content = np.zeros(size, np.uint8)
+        for name, field in fields.items():
+            part = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
+            content[field.offset : field.offset + field.size] = part
+        address = self._running.workspace.address("positions of a prompt", size)
+        self._running.transfer.upload(content, "uint8", address)
+        return {name: address + field.offset for name, field in fields.items()}
+
+    def _cache_addresses(self) -> dict[str, int]:
+        """Where keys and values lie: an output is written over its input."""
+        cache = self.buffers.cache
+        addresses = {name: cache[name] for name in cache.fields}
+        for port in self._contexts.decode.engine.outputs:
+            if port.aliases:
+                addresses[port.name] = cache[port.aliases]
+        return addresses
+
+    def _bind_step(self, selection: Selection) -> None:
+        buffers, batch = self.buffers, self.buffers.batch
+        embed, decode = self._contexts.embed, self._contexts.decode
+        embeds = buffers.work["inputs_embeds"]
+        embed.set_shapes({"input_ids": (batch, 1)})
+        embed.bind({"input_ids": buffers.device_chosen["token_ids"], "inputs_embeds": embeds})
+        shapes = {name: field.shape for name, field in buffers.cache.fields.items()}
+        shapes |= {name: field.shape for name, field in buffers.device_control.fields.items()}
+        shapes["inputs_embeds"] = buffers.work.fields["inputs_embeds"].shape
+        decode.set_shapes(shapes)
+        addresses = self._cache_addresses()
+        addresses |= {name: buffers.device_control[name] for name in buffers.device_control.fields}
+        addresses |= {"inputs_embeds": embeds, "logits": buffers.work["logits"]}
+        decode.bind(addresses)
+        selection.bind()
+
+    def _queue_step(self, selection: Selection) -> None:
+        self._queue_control()
+        selection.queue_tokens()
+        self._contexts.embed.enqueue()
+        self._contexts.decode.enqueue()
+        selection.queue()
+
+    def _write_control(self, uniform: NDArray[np.float32]) -> None:
+        control = self.buffers.control
+        # A row that has ended overwrites its last cache row, which nobody reads any more.
+        control["write_indices"][:] = self._lengths - 1
+        control["position_ids"][:, 0] = self._lengths - 1 + self._first_position
+        control["valid_lengths"][:] = self._lengths
+        control["uniform"][:, 0] = uniform
+
+    def _queue_control(self) -> None:
+        source, target = self.buffers.control, self.buffers.device_control
+        self._running.stream.copy_in(target.address, source.address, target.size)
+
+    def _wait(self) -> None:
+        self.buffers.reached.record(self._running.stream)
+        self.buffers.reached.synchronize()
+
+
+def too_long(tokens: int, capacity: int) -> str:
+    """The message of a sequence that the engines' cache does not hold."""
+    return (
+        f"decoder: found {tokens} tokens of prompt and answer; the cache of its engine holds "
+        f"{capacity} (max_length); ask for fewer new tokens, shorten the prompt, or build the "
+        f"engines again with `vlmport build --max-length {tokens}`"
+    )

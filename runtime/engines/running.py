@@ -1,0 +1,186 @@
+"""Engines on the GPU: execution contexts that keep their shapes and addresses."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from vlmport.errors import EngineError
+from vlmport.runtime.device.cuda import Stream
+from vlmport.runtime.device.memory import DeviceBuffer, Workspace
+from vlmport.runtime.device.sizes import ALIGNMENT
+from vlmport.runtime.device.transfer import Transfer
+from vlmport.runtime.engines.limits import check_shapes, largest_length, profile_of
+from vlmport.runtime.engines.log import listening
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import tensorrt as trt
+
+    from vlmport.runtime.device.cuda import Cuda
+    from vlmport.runtime.engines.bindings import Bindings
+    from vlmport.runtime.engines.opening import LoadedEngines
+
+__all__ = ["EngineContext", "RunningEngines"]
+
+
+class RunningEngines:
+    """The engines of a bundle, one stream that all work is queued in, and memory that they share.
+
+    TensorRT needs memory for activations only while an engine runs. As one engine runs after the
+    other, all contexts share one piece that is large enough for each.
+
+    Attributes:
+        cuda: the GPU.
+        engines: what engine.json says.
+        stream: of all work.
+        transfer: copies between host and GPU.
+        workspace: of work between two waits.
+        lock: held while work is queued, so that threads take turns.
+        captures: whether decode steps are captured into CUDA graphs.
+    """
+
+    def __init__(self, cuda: Cuda, bindings: Bindings, loaded: LoadedEngines) -> None:
+        self.cuda = cuda
+        self.engines = loaded.engines
+        self.stream = Stream(cuda)
+        self.transfer = Transfer(cuda, self.stream)
+        self.workspace = Workspace(cuda)
+        self.lock = threading.RLock()
+        self.captures = True
+        self._bindings = bindings
+        self._loaded: LoadedEngines | None = loaded
+        size = max(engine.device_memory_size_v2 for engine in loaded.loaded.values())
+        self._activations = DeviceBuffer(cuda, max(size, ALIGNMENT), "activations of the engines")
+
+    def context(self, graph: str, profile: str, *, captured: bool = False) -> EngineContext:
+        """Makes an execution context.
+
+        Args:
+            graph: whose engine.
+            profile: name of one of the engine's profiles.
+            captured: whether its work will be captured and launched again and again.
+        """
+        assert self._loaded is not None
+        loaded = self._loaded.loaded[graph]
+        config = loaded.create_runtime_config()
+        strategies = self._bindings.ExecutionContextAllocationStrategy
+        config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+        specialization: Any = getattr(
+            self._bindings, "DynamicShapesKernelSpecializationStrategy", None
+        )
+        if captured and specialization is not None:
+            # TensorRT-RTX alone. What is captured is launched for good, so that it must not be the
+            # fallback kernel that runs until the one for these shapes is compiled.
+            rtx_config: Any = config
+            rtx_config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        with listening() as log:
+            context: trt.IExecutionContext | None = loaded.create_execution_context(config)
+        if context is None:
+            msg = f"{graph}: TensorRT makes no execution context ({'; '.join(log.errors)})"
+            raise EngineError(f"{msg}; free memory of the GPU, or build smaller engines")
+        context.set_device_memory(self._activations.address, self._activations.size)
+        return EngineContext(self, graph, profile, context)
+
+    def close(self) -> None:
+        """Frees the memory; the engines go when nobody holds them any more."""
+        self.stream.synchronize()
+        self.transfer.close()
+        self.workspace.close()
+        self._activations.close()
+        self._loaded = None
+        self.stream.close()
+
+
+class EngineContext:
+    """An engine in one of its profiles.
+
+    Attributes:
+        version: changes whenever a shape or an address does; work that was captured before must
+            not be launched any more.
+    """
+
+    def __init__(
+        self, running: RunningEngines, graph: str, profile: str, context: trt.IExecutionContext
+    ) -> None:
+        self.engine = running.engines.engine(graph)
+        self.version = 0
+        self._stream = running.stream
+        self._context = context
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        index, self._profile = profile_of(self.engine, profile)
+        if not context.set_optimization_profile_async(index, int(running.stream)):
+            msg = f"{graph}: TensorRT does not take profile {profile}; build the engines again"
+            raise EngineError(msg)
+        running.stream.synchronize()
+
+    def largest(self, port: str, axis: int) -> int:
+        """The largest length of an axis of an input that its profile takes."""
+        return largest_length(self.engine, self._profile, port, axis)
+
+    def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Sets the shape of every input.
+
+        Raises:
+            EngineError: if one lies outside of the profile.
+        """
+        wanted = {port.name: shapes[port.name] for port in self.engine.inputs}
+        if wanted == self._shapes:
+            return
+        check_shapes(self.engine, self._profile, wanted)
+        self.version += 1
+        self._shapes = {}  # what is set if TensorRT refuses one is not known
+        with listening() as log:
+            for name, shape in wanted.items():
+                if not self._context.set_input_shape(name, shape):
+                    raise EngineError(self._refused(f"the shape {shape} of {name}", log.errors))
+            if missing := self._context.infer_shapes():
+                raise EngineError(self._refused(f"shapes without {missing}", log.errors))
+        self._shapes = wanted
+
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an output that follows from those of the inputs."""
+        dimensions = self._context.get_tensor_shape(name)
+        return tuple(dimensions[axis] for axis in range(len(dimensions)))
+
+    def bind(self, addresses: Mapping[str, int]) -> None:
+        """Says where every input and output lies; outputs in place lie where their input does."""
+        for port in (*self.engine.inputs, *self.engine.outputs):
+            address = addresses[port.name]
+            assert not port.aliases or address == addresses[port.aliases]
+            if self._addresses.get(port.name) != address:
+                self.version += 1
+                if not self._context.set_tensor_address(port.name, address):
+                    raise EngineError(self._refused(f"the address of {port.name}", ()))
+                self._addresses[port.name] = address
+
+    def enqueue(self) -> None:
+        """Queues a run.
+
+        Raises:
+            EngineError: if TensorRT refuses.
+        """
+        with listening() as log:
+            is_queued = self._context.execute_async_v3(int(self._stream))
+        if not is_queued:
+            raise EngineError(self._refused("to run", log.errors))
+
+    def check_capture(self) -> None:
+        """Asks TensorRT-RTX whether the work can be captured; TensorRT has no such question.
+
+        Raises:
+            EngineError: if it cannot.
+        """
+        ask: Any = getattr(self._context, "is_stream_capturable", None)
+        if ask is not None and not ask(int(self._stream)):
+            msg = f"{self.engine.graph}: TensorRT-RTX says that its work cannot be captured"
+            raise EngineError(msg)
+
+    def _refused(self, what: str, errors: tuple[str, ...]) -> str:
+        said = "; ".join(errors) or "it does not say why"
+        return (
+            f"{self.engine.graph}: TensorRT refuses {what} ({said}); build the engines again with "
+            "`vlmport build`, or report it"
+        )
