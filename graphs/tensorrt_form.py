@@ -11,7 +11,7 @@ from vlmport.graphs.passes.decompose_softcap_attention import DecomposeSoftcapAt
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["tensorrt_form"]
+__all__ = ["rewrite_for_tensorrt_", "tensorrt_form"]
 
 
 def tensorrt_form(path: Path) -> bytes | None:
@@ -25,6 +25,15 @@ def tensorrt_form(path: Path) -> bytes | None:
         serves.
     """
     model = ir.load(path)
-    if not DecomposeSoftcapAttentionPass()(model).modified:
+    if not rewrite_for_tensorrt_(model):
         return None
     return ir.to_proto(model).SerializeToString()
+
+
+def rewrite_for_tensorrt_(model: ir.Model) -> bool:
+    """The same of a graph in memory, which is changed.
+
+    Returns:
+        Whether there was anything to rewrite.
+    """
+    return DecomposeSoftcapAttentionPass()(model).modified

@@ -169,25 +169,22 @@ class _Search:
 
     def _halve(self, graph: str, values: Sequence[InnerValue], feed: Feed) -> FirstFault:
         """Marks one value at a time; the fault is somewhere behind `low` and not behind `high`."""
-        low, high = -1, len(values) - 1
-        seen: dict[int, Deviation] = {}
+        outputs = [value for value in values if value.is_output]
+        found = self._judge(graph, outputs, feed)
+        # Without any mark the graph is as it was, and some output is out of tolerance.
+        wrong = [value for value in outputs if found[value.name].is_fault]
+        first = wrong[0] if wrong else max(outputs, key=lambda value: found[value.name].ratio)
+        low, high, seen = -1, values.index(first), found[first.name]
         while high - low > 1:
             middle = (low + high) // 2
             value = values[middle]
-            seen[middle] = self._judge(graph, (value,), feed)[value.name]
-            if seen[middle].is_fault:
-                high = middle
+            deviation_there = self._judge(graph, (value,), feed)[value.name]
+            if deviation_there.is_fault:
+                high, seen = middle, deviation_there
             else:
                 low = middle
-        if high not in seen:  # no inner value is out of tolerance, whichever is marked
-            outputs = [value for value in values if value.is_output]
-            found = self._judge(graph, outputs, feed)
-            worst = max(outputs, key=lambda value: found[value.name].ratio)
-            high = values.index(worst)
-            seen[high] = found[worst.name]
         after = values[low].name if low >= 0 else ""
-        last = values[high]
-        return _fault(graph, last, seen[high], 0.0, 0, found="alone", after=after)
+        return _fault(graph, values[high], seen, 0.0, 0, found="alone", after=after)
 
     def _judge(self, graph: str, values: Sequence[InnerValue], feed: Feed) -> dict[str, Deviation]:
         names = [value.name for value in values]
