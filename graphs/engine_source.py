@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 import onnx
@@ -11,6 +10,7 @@ from onnx.external_data_helper import uses_external_data
 from vlmport.contract_engines import AttentionNode, EnginePort, EngineSource
 from vlmport.errors import GraphError
 from vlmport.graphs.tensorrt_form import tensorrt_form
+from vlmport.graphs.token_selection import selection_graphs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,12 +95,9 @@ def selection_sources(bundle: Path, vocab_size: int) -> list[EngineSource]:
         bundle: a folder that they would lie in; they have no external weights.
         vocab_size: logits of one row.
     """
-    if importlib.util.find_spec("vlmport.graphs.token_selection") is None:
-        return []
-    module = importlib.import_module("vlmport.graphs.token_selection")
     return [
-        source_of(onnx.load_model_from_string(model), bundle / f"{graph}.onnx", graph)
-        for graph, model in module.selection_graphs(vocab_size).items()
+        source_of(model, bundle / f"{graph}.onnx", graph)
+        for graph, model in selection_graphs(vocab_size).items()
     ]
 
 

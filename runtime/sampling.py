@@ -167,7 +167,8 @@ class TokenSampler:
         logits = logits.copy()
         seen = np.flatnonzero(self._seen)
         values, penalty = logits[seen], np.float32(options.repetition_penalty)
-        logits[seen] = np.where(values < 0, values * penalty, values / penalty)
+        with np.errstate(over="ignore"):  # a suppressed token's; -inf is as good
+            logits[seen] = np.where(values < 0, values * penalty, values / penalty)
         logits -= np.float32(options.frequency_penalty) * self._counts
         logits[self._counts > 0] -= np.float32(options.presence_penalty)
         return logits

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.engine_table import (
+    ENGINE_ROWS,
+    KERNEL_ROWS,
+    EngineRow,
+    KernelRow,
+    engine_table,
+    kernel_table,
+)
 from support.parity_table import ROWS, ParityRow, table
 
 from vlmport.contract import (
@@ -51,20 +59,33 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["parity_rows"] = [dataclasses.astuple(row) for row in ROWS]
+        output["engine_rows"] = [dataclasses.astuple(row) for row in ENGINE_ROWS]
+        output["kernel_rows"] = [dataclasses.astuple(row) for row in KERNEL_ROWS]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Collects the rows of a worker process."""
-    ROWS.extend(ParityRow(*row) for row in node.workeroutput.get("parity_rows", ()))
+    output = node.workeroutput
+    ROWS.extend(ParityRow(*row) for row in output.get("parity_rows", ()))
+    ENGINE_ROWS.extend(EngineRow(*row) for row in output.get("engine_rows", ()))
+    KERNEL_ROWS.extend(KernelRow(*row) for row in output.get("kernel_rows", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the table of variants that were compared with PyTorch."""
-    if ROWS:
-        terminalreporter.section("parity with transformers")
-        for line in table(ROWS):
-            terminalreporter.write_line(line)
+    """Prints what was compared with PyTorch, and what TensorRT built."""
+    sections = {
+        "parity with transformers": table(ROWS) if ROWS else [],
+        "TensorRT-RTX engines, built without a GPU": engine_table(ENGINE_ROWS)
+        if ENGINE_ROWS
+        else [],
+        "attention kernels of TensorRT-RTX": kernel_table(KERNEL_ROWS),
+    }
+    for title, lines in sections.items():
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from vlmport.runtime.backends.onnxruntime_memory import (
     array_of,
     host_value,
     numpy_dtype,
+    told,
     write_,
 )
 from vlmport.runtime.backends.onnxruntime_provider import open_provider_session
@@ -64,22 +65,24 @@ class OnnxRuntimeDeviceBackend(HostBackend):
         spec = self._manifest.graph(graph)
         session = self._sessions[graph]
         binding = session.io_binding()
-        arrays = [np.ascontiguousarray(inputs[port.name]) for port in spec.inputs]
-        for port, array in zip(spec.inputs, arrays, strict=True):
-            binding.bind_ortvalue_input(port.name, self._memory.copy_of(array))
-        for port in spec.outputs:
-            binding.bind_output(port.name, "cpu")
-        session.run_with_iobinding(binding)
-        values = binding.get_outputs()
-        return {
-            port.name: array_of(value, port.dtype)
-            for port, value in zip(spec.outputs, values, strict=True)
-        }
+        with told(f"{graph} on {self.name}"):
+            for port in spec.inputs:
+                array = np.ascontiguousarray(inputs[port.name])
+                binding.bind_ortvalue_input(port.name, self._memory.copy_of(array))
+            for port in spec.outputs:
+                binding.bind_output(port.name, "cpu")
+            session.run_with_iobinding(binding)
+            values = binding.get_outputs()
+            return {
+                port.name: array_of(value, port.dtype)
+                for port, value in zip(spec.outputs, values, strict=True)
+            }
 
     def start(self, batch: int, max_length: int) -> DeviceDecoding:
         """Makes an empty cache; see `Backend.start`."""
         sessions = (self._sessions["embed_tokens"], self._sessions["decoder"])
-        return DeviceDecoding(*sessions, self._manifest, self._memory, batch, max_length)
+        with told(f"a cache of {batch} rows x {max_length} tokens on {self.name}"):
+            return DeviceDecoding(*sessions, self._manifest, self._memory, batch, max_length)
 
 
 class DeviceDecoding:
@@ -151,10 +154,11 @@ class DeviceDecoding:
                 # Rows that end elsewhere choose any valid row; their logits are not kept.
                 "valid_lengths": np.clip(lengths, start + 1, stop),
             }
-            for name, array in inputs.items():
-                value = self._memory.copy_of(np.ascontiguousarray(array))
-                self._prefill_binding.bind_ortvalue_input(name, value)
-            self._decoder.run_with_iobinding(self._prefill_binding)
+            with told(f"decoder, tokens {start} to {stop} of the prompt"):
+                for name, array in inputs.items():
+                    value = self._memory.copy_of(np.ascontiguousarray(array))
+                    self._prefill_binding.bind_ortvalue_input(name, value)
+                self._decoder.run_with_iobinding(self._prefill_binding)
             ends_here = (lengths > start) & (lengths <= stop)
             chosen[ends_here] = self._logits[ends_here]
         self._lengths[:] = lengths
@@ -165,12 +169,13 @@ class DeviceDecoding:
         self._lengths += active
         # A row that has ended overwrites its last cache row, which nobody reads any more.
         last_rows = self._lengths - 1
-        write_(self._token_ids, token_ids[:, None])
-        write_(self._step_inputs["position_ids"], (last_rows + self._first_position)[:, None])
-        write_(self._step_inputs["write_indices"], last_rows)
-        write_(self._step_inputs["valid_lengths"], self._lengths)
-        self._embed.run_with_iobinding(self._embed_binding)
-        self._decoder.run_with_iobinding(self._step_binding)
+        with told("decoder, one step"):
+            write_(self._token_ids, token_ids[:, None])
+            write_(self._step_inputs["position_ids"], (last_rows + self._first_position)[:, None])
+            write_(self._step_inputs["write_indices"], last_rows)
+            write_(self._step_inputs["valid_lengths"], self._lengths)
+            self._embed.run_with_iobinding(self._embed_binding)
+            self._decoder.run_with_iobinding(self._step_binding)
         return self._logits
 
     def close(self) -> None:

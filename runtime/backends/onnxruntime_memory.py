@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["OrtMemory", "array_of", "host_value", "numpy_dtype", "write_"]
+__all__ = ["OrtMemory", "array_of", "host_value", "numpy_dtype", "told", "write_"]
 
 _BFLOAT16 = 16  # TensorProto.BFLOAT16: numpy has no such type, so ONNX Runtime takes the number
 
@@ -48,6 +50,26 @@ class OrtMemory:
         value = self.empty(array.shape, array.dtype.name)
         write_(value, array)
         return value
+
+
+@contextmanager
+def told(subject: str) -> Iterator[None]:
+    """Turns what ONNX Runtime raises into an error with a message.
+
+    Raises:
+        VlmportError: in place of any other exception.
+    """
+    try:
+        yield
+    except VlmportError:
+        raise
+    except Exception as error:  # onnxruntime raises its own, untyped exceptions
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        msg = (
+            f"{subject}: ONNX Runtime failed ({reason[0][:300]}); if the device's memory is full, "
+            "ask for fewer rows or shorter answers"
+        )
+        raise VlmportError(msg) from error
 
 
 def write_(value: Any, array: NDArray[Any]) -> None:
@@ -91,4 +113,5 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
             "pip install 'vlmport[gpu]'"
         )
         raise VlmportError(msg) from error
-    return np.dtype(ml_dtypes.bfloat16)
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16

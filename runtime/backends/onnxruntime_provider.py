@@ -97,7 +97,10 @@ def open_provider_session(path: Path, provider: OrtProvider, threads: int | None
         # Without enable_fallback=0 a provider that fails is replaced by the CPU's.
         session = onnxruntime.InferenceSession(str(path), options, chosen, enable_fallback=0)
     except Exception as error:  # onnxruntime raises its own, untyped exceptions
-        msg = f"{path}: {provider.name} cannot load it ({error}); export the bundle again"
+        msg = (
+            f"{path}: {provider.name} cannot load it ({error}); choose another backend, or export "
+            "the bundle again"
+        )
         raise BundleError(msg) from error
     _check_provider(session, provider)
     warn_of_other_nodes(session, provider, path.name)
@@ -145,8 +148,8 @@ def _check_provider(session: Any, provider: OrtProvider) -> None:
     if found[:1] != [provider.name]:
         msg = (
             f"backend {provider.backend}: found the providers {', '.join(found)}; expected "
-            f"{provider.name} first, whose libraries do not load here; `vlmport doctor` shows what "
-            "is missing"
+            f"{provider.name} first, whose libraries do not load here; ONNX Runtime's message "
+            "above names the one that is missing; see `vlmport doctor`"
         )
         raise VlmportError(msg)
 

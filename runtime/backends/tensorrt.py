@@ -16,7 +16,6 @@ from vlmport.runtime.engines.running import RunningEngines
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from typing import Self
 
     import numpy as np
     from numpy.typing import NDArray
@@ -40,13 +39,14 @@ class TensorRTBackend:
         bundle: folder of the bundle.
         manifest: its manifest.
         backend: the TensorRT module.
-        cuda: the GPU.
-        bindings: the module, loaded.
         engines: folder of the engines; None for those in the bundle that fit best.
         verify: whether the digest of every engine is checked.
+        cuda: the GPU; None to look for one.
+        bindings: the module; None to import it.
 
     Raises:
-        EngineError: if no engines fit this TensorRT and this GPU, or they do not load.
+        EngineError: if the module, cuda-python, a driver or a GPU is missing, if no engines fit
+            this TensorRT and this GPU, or if they do not load.
     """
 
     def __init__(
@@ -54,12 +54,14 @@ class TensorRTBackend:
         bundle: Path,
         manifest: Manifest,
         backend: TensorRTName,
-        cuda: Cuda,
-        bindings: Bindings,
-        *,
         engines: Path | None = None,
+        *,
         verify: bool = True,
+        cuda: Cuda | None = None,
+        bindings: Bindings | None = None,
     ) -> None:
+        bindings = bindings or load_bindings(backend)
+        cuda = cuda or load_cuda()
         self.name: str = backend
         self._manifest = manifest
         version = bindings.__version__
@@ -69,25 +71,6 @@ class TensorRTBackend:
         self._graphs = GraphRunner(self._running, manifest)
         self._contexts = DecodeContexts(self._running)
         self._idle: BatchState | None = None
-
-    @classmethod
-    def open(
-        cls,
-        bundle: Path,
-        manifest: Manifest,
-        backend: TensorRTName,
-        *,
-        engines: Path | None = None,
-        verify: bool = True,
-    ) -> Self:
-        """Opens a bundle with a TensorRT module that is chosen by name; see the class.
-
-        Raises:
-            EngineError: also if the module, cuda-python, a driver or a GPU is missing.
-        """
-        bindings = load_bindings(backend)
-        cuda = load_cuda()
-        return cls(bundle, manifest, backend, cuda, bindings, engines=engines, verify=verify)
 
     @property
     def max_length(self) -> int:

@@ -88,6 +88,6 @@ class RepeatedStep:
             _log.warning(
                 "CUDA graphs: a decode step cannot be captured (%s); every step is queued engine "
                 "by engine, which takes the host longer",
-                error,
+                str(error),  # a record that is kept must not keep the traceback's memory
             )
             return None

@@ -69,8 +69,10 @@ class _Writer:
 
     def set_lengths(self, layer: Layer, node: AttentionNode) -> None:
         if node.lengths not in self._lengths:
-            counts = self._network.add_cast(self._find(node), self._bindings.DataType.INT32)
-            self._lengths[node.lengths] = counts.get_output(0)
+            int32 = self._bindings.DataType.INT32
+            counts = self._network.add_cast(self._find(node), int32).get_output(0)
+            counts.name = f"{node.lengths}_int32"
+            self._lengths[node.lengths] = counts
         kinds = self._bindings.CausalMaskKind
         layer.attention.key_value_lengths = self._lengths[node.lengths]
         layer.attention.causal_kind = kinds.LOWER_RIGHT if node.causal else kinds.NONE
@@ -103,7 +105,7 @@ class _Writer:
             raise EngineError(msg)
         key = (node.lengths, node.causal, capacity)
         if key not in self._masks:
-            self._masks[key] = add_visible_keys(
+            mask = add_visible_keys(
                 self._bindings,
                 self._network,
                 layer.get_input(0),
@@ -111,6 +113,8 @@ class _Writer:
                 capacity,
                 causal=node.causal,
             )
+            mask.name = f"{node.lengths}_mask_{len(self._masks)}"
+            self._masks[key] = mask
         return self._masks[key]
 
     def _find(self, node: AttentionNode) -> trt.ITensor:

@@ -17,6 +17,7 @@ from vlmport.errors import EngineError
 from vlmport.runtime.engines.attention_layers import paired_layers
 from vlmport.runtime.engines.network_values import NetworkValues
 from vlmport.runtime.engines.ports import numpy_name
+from vlmport.runtime.engines.shapes import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -128,8 +129,8 @@ class _Checker:
             return
         if (found := self._values.source(lengths)) != node.lengths:
             yield f"has the lengths {found}; expected {node.lengths}"
-        if lengths.dtype != self._bindings.DataType.INT32 or len(tuple(lengths.shape)) != 1:
-            yield f"has lengths {lengths.dtype} {tuple(lengths.shape)}; expected INT32 [batch]"
+        if lengths.dtype != self._bindings.DataType.INT32 or len(shape_of(lengths)) != 1:
+            yield f"has lengths {lengths.dtype} {shape_of(lengths)}; expected INT32 [batch]"
 
     def _faults_of_mask(self, layer: Layer, node: AttentionNode) -> Iterator[str]:
         attention = layer.attention

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vlmport.errors import EngineError
 from vlmport.runtime.engines.attention_layers import attention_layers
 from vlmport.runtime.engines.log import engine_logger, listening
+from vlmport.runtime.engines.shapes import dims, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,12 +76,12 @@ def attention_kind(
     mask = attention.mask
     return AttentionKind(
         dtype=queries.dtype.name,
-        queries=tuple(queries.shape),
-        keys=tuple(keys.shape),
-        values=tuple(values.shape),
+        queries=shape_of(queries),
+        keys=shape_of(keys),
+        values=shape_of(values),
         masking=attention.causal_kind.name,
         has_lengths=attention.key_value_lengths is not None,
-        mask=None if mask is None else tuple(mask.shape),
+        mask=None if mask is None else shape_of(mask),
         batch=tuple(_bounds(profile, first=True) for profile in profiles),
         tokens=tuple(_bounds(profile, first=False) for profile in profiles),
     )
@@ -152,7 +153,9 @@ class KernelFinder:
             network = self._one_attention(builder, kind, decomposable=decomposable)
             config = self._new_config(builder)
             for batch, tokens in zip(kind.batch, kind.tokens, strict=True):
-                config.add_optimization_profile(_profile(builder, network, batch, tokens))
+                config.add_optimization_profile(
+                    _profile(self._bindings, builder, network, batch, tokens)
+                )
             with _quiet():
                 plan = builder.build_serialized_network(network, config)
             if plan is not None:
@@ -171,16 +174,18 @@ class KernelFinder:
         network = builder.create_network(1 << int(flag))
         dtype = getattr(types, kind.dtype)
         shapes = {"queries": kind.queries, "keys": kind.keys, "values": kind.values}
-        tensors = [network.add_input(name, dtype, shape) for name, shape in shapes.items()]
+        queries, keys, values = (
+            network.add_input(name, dtype, dims(bindings, shape)) for name, shape in shapes.items()
+        )
+        kind_of_mask = getattr(bindings.CausalMaskKind, kind.masking)
         softmax = bindings.AttentionNormalizationOp.SOFTMAX
-        attention = network.add_attention(*tensors, softmax, False)
-        attention.causal_kind = getattr(bindings.CausalMaskKind, kind.masking)
+        attention = network.add_attention_v2(queries, keys, values, softmax, kind_of_mask)
         attention.decomposable = decomposable
         if kind.has_lengths:
-            shape = (kind.queries[0],)
+            shape = dims(bindings, kind.queries[:1])
             attention.key_value_lengths = network.add_input("lengths", types.INT32, shape)
         if kind.mask is not None:
-            attention.mask = network.add_input("mask", types.BOOL, kind.mask)
+            attention.mask = network.add_input("mask", types.BOOL, dims(bindings, kind.mask))
         network.mark_output(attention.get_output(0))
         return network
 
@@ -210,20 +215,27 @@ def _quiet() -> Iterator[None]:
 
 
 def _profile(
-    builder: trt.Builder, network: trt.INetworkDefinition, batch: Bounds, tokens: Bounds
+    bindings: Bindings,
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    batch: Bounds,
+    tokens: Bounds,
 ) -> trt.IOptimizationProfile:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         port = network.get_input(index)
-        shape = tuple(port.shape)
+        shape = shape_of(port)
         if _DYNAMIC not in shape:
             continue
-        sizes = [
-            [
-                length if length != _DYNAMIC else (batch if axis == 0 else tokens)[which]
-                for axis, length in enumerate(shape)
-            ]
+        least, usual, most = (
+            dims(
+                bindings,
+                [
+                    length if length != _DYNAMIC else (batch if axis == 0 else tokens)[which]
+                    for axis, length in enumerate(shape)
+                ],
+            )
             for which in range(3)
-        ]
-        profile.set_shape(port.name, *sizes)
+        )
+        profile.set_shape(port.name, least, usual, most)
     return profile

@@ -26,7 +26,7 @@ def attention_layers(
     for layer in layers(network):
         if layer.type == bindings.LayerType.ATTENTION_INPUT:
             # The bindings hand out base classes; this is how they say one becomes its own.
-            layer.__class__ = bindings.IAttentionInputLayer  # type: ignore[assignment]
+            layer.__class__ = bindings.IAttentionInputLayer
             found.append(cast("trt.IAttentionInputLayer", layer))
     return found
 

@@ -27,6 +27,7 @@ _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 class Bindings(Protocol):
     """What is used of the module `tensorrt` or `tensorrt_rtx`."""
 
+    __name__: str
     __version__: str
     AttentionIOForm: type[trt.AttentionIOForm]
     AttentionNormalizationOp: type[trt.AttentionNormalizationOp]
@@ -34,6 +35,7 @@ class Bindings(Protocol):
     BuilderFlag: type[trt.BuilderFlag]
     CausalMaskKind: type[trt.CausalMaskKind]
     DataType: type[trt.DataType]
+    Dims: type[trt.Dims]
     ElementWiseOperation: type[trt.ElementWiseOperation]
     ExecutionContextAllocationStrategy: type[trt.ExecutionContextAllocationStrategy]
     EngineInspector: type[trt.EngineInspector]
@@ -53,12 +55,14 @@ class Bindings(Protocol):
     OnnxParser: type[trt.OnnxParser]
     ProfilingVerbosity: type[trt.ProfilingVerbosity]
     Runtime: type[trt.Runtime]
+    Weights: type[trt.Weights]
 
 
 class RtxBindings(Bindings, Protocol):
     """What `tensorrt_rtx` has beside it."""
 
     ComputeCapability: type[rtx.ComputeCapability]
+    DynamicShapesKernelSpecializationStrategy: type[rtx.DynamicShapesKernelSpecializationStrategy]
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from vlmport.runtime.engines.network import (
 )
 from vlmport.runtime.engines.ports import check_ports, with_aliases
 from vlmport.runtime.engines.progress import PERCENT, BuildTally, build_monitor
+from vlmport.runtime.engines.shapes import dims, memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -213,7 +214,9 @@ class EngineBuilder:
         for profile in profiles:
             shapes = builder.create_optimization_profile()
             for port in profile.ranges:
-                shapes.set_shape(port.port, port.smallest, port.usual, port.largest)
+                bounds = (port.smallest, port.usual, port.largest)
+                least, usual, most = (dims(bindings, bound) for bound in bounds)
+                shapes.set_shape(port.port, least, usual, most)
             if profile.ranges:
                 config.add_optimization_profile(shapes)
         return config
@@ -225,7 +228,7 @@ class EngineBuilder:
         if not self._target.device or self._options.strip_weights:
             return tuple(profiles)
         runtime = self._bindings.Runtime(engine_logger(self._bindings))
-        engine = runtime.deserialize_cuda_engine(memoryview(plan))
+        engine = runtime.deserialize_cuda_engine(memory(plan))
         if engine is None:  # built for another GPU than the one at hand
             return tuple(profiles)
         return tuple(
@@ -240,7 +243,7 @@ def _write(plan: trt.IHostMemory, path: Path) -> tuple[int, str]:
     """Writes an engine; its size and digest."""
     digest = hashlib.sha256()
     with path.open("wb") as stream:
-        for block in _blocks(memoryview(plan)):
+        for block in _blocks(memory(plan)):
             digest.update(block)
             stream.write(block)
     return int(plan.nbytes), digest.hexdigest()

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlmport.runtime.engines.shapes import dims
+
 if TYPE_CHECKING:
     import tensorrt as trt
     from numpy.typing import NDArray
@@ -45,11 +47,11 @@ def add_visible_keys(
     """
     ops = bindings.ElementWiseOperation
     counts = network.add_cast(lengths, bindings.DataType.INT32).get_output(0)
-    bound = _reshaped(network, counts, (-1, 1, 1, 1))
+    bound = _reshaped(bindings, network, counts, (-1, 1, 1, 1))
     if causal:
         offsets = _offsets(bindings, network, queries)
         bound = network.add_elementwise(bound, offsets, ops.SUM).get_output(0)
-    keys = _constant(network, np.arange(capacity, dtype=np.int32).reshape(1, 1, 1, -1))
+    keys = _constant(bindings, network, np.arange(capacity, dtype=np.int32).reshape(1, 1, 1, -1))
     return network.add_elementwise(keys, bound, ops.LESS).get_output(0)
 
 
@@ -59,24 +61,29 @@ def _offsets(
     """For each query i, i + 1 - sequence_length: int32 [1, 1, sequence_length, 1]."""
     ops = bindings.ElementWiseOperation
     shape = network.add_shape(queries).get_output(0)
-    length = network.add_slice(shape, (_SEQUENCE_AXIS,), (1,), (1,)).get_output(0)
-    count = network.add_fill((0,), bindings.FillOperation.LINSPACE, bindings.DataType.INT32)
+    axis, one = dims(bindings, (_SEQUENCE_AXIS,)), dims(bindings, (1,))
+    length = network.add_slice(shape, axis, one, one).get_output(0)
+    count = network.add_fill(
+        dims(bindings, (0,)), bindings.FillOperation.LINSPACE, bindings.DataType.INT32
+    )
     count.set_input(0, length)
-    count.set_input(1, _constant(network, np.array(1, np.int32)))
-    count.set_input(2, _constant(network, np.array([1], np.int32)))
+    count.set_input(1, _constant(bindings, network, np.array(1, np.int32)))
+    count.set_input(2, _constant(bindings, network, np.array([1], np.int32)))
     length32 = network.add_cast(length, bindings.DataType.INT32).get_output(0)
     offsets = network.add_elementwise(count.get_output(0), length32, ops.SUB).get_output(0)
-    return _reshaped(network, offsets, (1, 1, -1, 1))
+    return _reshaped(bindings, network, offsets, (1, 1, -1, 1))
 
 
 def _reshaped(
-    network: trt.INetworkDefinition, tensor: trt.ITensor, shape: tuple[int, ...]
+    bindings: Bindings, network: trt.INetworkDefinition, tensor: trt.ITensor, shape: tuple[int, ...]
 ) -> trt.ITensor:
     layer = network.add_shuffle(tensor)
-    layer.reshape_dims = shape
+    layer.reshape_dims = dims(bindings, shape)
     return layer.get_output(0)
 
 
-def _constant(network: trt.INetworkDefinition, values: NDArray[Any]) -> trt.ITensor:
-    # A layer keeps no reference to the array, but a copy of small weights.
-    return network.add_constant(values.shape, values).get_output(0)
+def _constant(
+    bindings: Bindings, network: trt.INetworkDefinition, values: NDArray[Any]
+) -> trt.ITensor:
+    shape, weights = dims(bindings, values.shape), bindings.Weights(values)
+    return network.add_constant(shape, weights).get_output(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import re
 import threading
@@ -100,10 +99,18 @@ def listening() -> Iterator[EngineLog]:
                 _listeners[thread] = outer
 
 
-@functools.cache
+_loggers: dict[str, trt.ILogger] = {}
+
+
 def engine_logger(bindings: Bindings) -> trt.ILogger:
     """The one logger of this process for a TensorRT module, which uses only its first one."""
+    with _listeners_lock:
+        if bindings.__name__ not in _loggers:
+            _loggers[bindings.__name__] = _new_logger(bindings)
+        return _loggers[bindings.__name__]
 
+
+def _new_logger(bindings: Bindings) -> trt.ILogger:
     class _Logger(bindings.ILogger):  # type: ignore[name-defined,misc]  # chosen at run time
         def __init__(self) -> None:
             bindings.ILogger.__init__(self)

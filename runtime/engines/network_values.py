@@ -100,13 +100,13 @@ class NetworkValues:
 
     def _constant(self, layer: trt.ILayer, inputs: list[NDArray[Any]]) -> NDArray[Any]:
         assert not inputs
-        layer.__class__ = self._bindings.IConstantLayer  # type: ignore[assignment]
+        layer.__class__ = self._bindings.IConstantLayer
         constant = cast("trt.IConstantLayer", layer)
         values: NDArray[Any] = np.array(constant.weights)
-        return values.reshape(tuple(constant.shape))
+        return values.reshape(constant.shape[:])
 
     def _elementwise(self, layer: trt.ILayer, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-        layer.__class__ = self._bindings.IElementWiseLayer  # type: ignore[assignment]
+        layer.__class__ = self._bindings.IElementWiseLayer
         operation = cast("trt.IElementWiseLayer", layer).op
         ops = self._bindings.ElementWiseOperation
         functions: dict[trt.ElementWiseOperation, np.ufunc] = {
@@ -121,25 +121,26 @@ class NetworkValues:
         return result
 
     def _fill(self, layer: trt.ILayer, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-        layer.__class__ = self._bindings.IFillLayer  # type: ignore[assignment]
+        layer.__class__ = self._bindings.IFillLayer
         operation = cast("trt.IFillLayer", layer).operation
         if operation != self._bindings.FillOperation.LINSPACE or inputs[0].shape != (1,):
             raise self._unknown(layer, f"fills by {operation} into {inputs[0]}")
         length, start, step = inputs
-        return (start + step[0] * np.arange(length[0])).astype(np.int32)
+        steps: NDArray[Any] = start + step[0] * np.arange(length[0])
+        return steps.astype(np.int32)
 
     def _shuffle(self, layer: trt.ILayer, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-        layer.__class__ = self._bindings.IShuffleLayer  # type: ignore[assignment]
+        layer.__class__ = self._bindings.IShuffleLayer
         shuffle = cast("trt.IShuffleLayer", layer)
         rank = inputs[0].ndim
-        orders = (list(shuffle.first_transpose)[:rank], list(shuffle.second_transpose)[:rank])
+        orders = [_order(one, rank) for one in (shuffle.first_transpose, shuffle.second_transpose)]
         shape = tuple(shuffle.reshape_dims)
         if len(inputs) != 1 or 0 in shape or any(order != sorted(order) for order in orders):
             raise self._unknown(layer, f"reshapes to {shape}")
         return inputs[0].reshape(shape)
 
     def _slice(self, layer: trt.ILayer, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-        layer.__class__ = self._bindings.ISliceLayer  # type: ignore[assignment]
+        layer.__class__ = self._bindings.ISliceLayer
         piece: Any = layer  # the stubs leave these attributes out
         if len(inputs) != 1 or inputs[0].ndim != 1:
             raise self._unknown(layer, f"slices an array of {inputs[0].ndim} axes")
@@ -151,3 +152,7 @@ class NetworkValues:
             f"{layer.name}: {what}, which is not known of masks; the mask cannot be checked, so "
             "there is no engine"
         )
+
+
+def _order(permutation: trt.Permutation, rank: int) -> list[int]:
+    return [permutation[axis] for axis in range(rank)]

@@ -76,16 +76,24 @@ def find_engines(
         msg = f"{folder}: found engines for {_purpose(engines)}; expected {wanted}; {_AGAIN}"
         raise EngineError(msg)
     top = bundle / ENGINES_FOLDER
-    found = [(path.parent, load_engine_set(path.parent)) for path in top.glob(f"*/{ENGINES_NAME}")]
-    fitting = [entry for entry in found if _fits(entry[1], backend, version, device)]
+    fitting, others = [], []
+    for path in sorted(top.glob(f"*/{ENGINES_NAME}")):
+        try:
+            engines = load_engine_set(path.parent)
+        except EngineError as error:  # another folder may serve
+            others.append(str(error))
+            continue
+        if _fits(engines, backend, version, device):
+            fitting.append((path.parent, engines))
+        else:
+            others.append(f"{path.parent.name} (for {_purpose(engines)})")
     if not fitting:
-        others = "; ".join(sorted(f"{path.name} (for {_purpose(one)})" for path, one in found))
         msg = (
-            f"{top}: found {others or 'no engines'}; expected engines for {wanted}; "
+            f"{top}: found {'; '.join(others) or 'no engines'}; expected engines for {wanted}; "
             f"`vlmport build {bundle} --backend {backend}` makes them"
         )
         raise EngineError(msg)
-    return min(fitting, key=lambda entry: (_breadth(entry[1].capability), entry[0].name))
+    return min(fitting, key=lambda entry: _breadth(entry[1].capability))
 
 
 def load_engines(

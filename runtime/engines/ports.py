@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlmport.errors import EngineError
+from vlmport.runtime.engines.shapes import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,9 +56,7 @@ def check_ports(network: trt.INetworkDefinition, source: EngineSource) -> None:
 
 
 def _faults(tensors: Sequence[trt.ITensor], ports: Sequence[EnginePort]) -> list[str]:
-    found = {
-        tensor.name: (numpy_name(tensor.dtype), len(tuple(tensor.shape))) for tensor in tensors
-    }
+    found = {tensor.name: (numpy_name(tensor.dtype), len(shape_of(tensor))) for tensor in tensors}
     wanted = {port.name: (port.dtype, len(port.shape)) for port in ports}
     return [
         f"{name}: found {found.get(name, 'none')}, expected {wanted.get(name, 'none')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from vlmport.errors import EngineError
 from vlmport.runtime.device.cuda import Stream
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import tensorrt as trt
+    import tensorrt_rtx as rtx
 
     from vlmport.runtime.device.cuda import Cuda
-    from vlmport.runtime.engines.bindings import Bindings
+    from vlmport.runtime.engines.bindings import Bindings, RtxBindings
     from vlmport.runtime.engines.opening import LoadedEngines
 
 __all__ = ["EngineContext", "RunningEngines"]
@@ -39,6 +40,7 @@ class RunningEngines:
         workspace: of work between two waits.
         lock: held while work is queued, so that threads take turns.
         captures: whether decode steps are captured into CUDA graphs.
+        is_rtx: whether it is TensorRT-RTX, which has a few more names.
     """
 
     def __init__(self, cuda: Cuda, bindings: Bindings, loaded: LoadedEngines) -> None:
@@ -49,6 +51,7 @@ class RunningEngines:
         self.workspace = Workspace(cuda)
         self.lock = threading.RLock()
         self.captures = True
+        self.is_rtx = loaded.engines.options.backend == "tensorrt-rtx"
         self._bindings = bindings
         self._loaded: LoadedEngines | None = loaded
         size = max(engine.device_memory_size_v2 for engine in loaded.loaded.values())
@@ -67,14 +70,12 @@ class RunningEngines:
         config = loaded.create_runtime_config()
         strategies = self._bindings.ExecutionContextAllocationStrategy
         config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
-        specialization: Any = getattr(
-            self._bindings, "DynamicShapesKernelSpecializationStrategy", None
-        )
-        if captured and specialization is not None:
-            # TensorRT-RTX alone. What is captured is launched for good, so that it must not be the
-            # fallback kernel that runs until the one for these shapes is compiled.
-            rtx_config: Any = config
-            rtx_config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        if captured and self.is_rtx:
+            # What is captured is launched for good, so that it must not be the fallback kernel that
+            # runs until the one for these shapes is compiled.
+            strategy = cast("RtxBindings", self._bindings).DynamicShapesKernelSpecializationStrategy
+            rtx_config = cast("rtx.IRuntimeConfig", config)
+            rtx_config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
         with listening() as log:
             context: trt.IExecutionContext | None = loaded.create_execution_context(config)
         if context is None:
@@ -106,6 +107,7 @@ class EngineContext:
     ) -> None:
         self.engine = running.engines.engine(graph)
         self.version = 0
+        self._is_rtx = running.is_rtx
         self._stream = running.stream
         self._context = context
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -173,10 +175,11 @@ class EngineContext:
         Raises:
             EngineError: if it cannot.
         """
-        ask: Any = getattr(self._context, "is_stream_capturable", None)
-        if ask is not None and not ask(int(self._stream)):
-            msg = f"{self.engine.graph}: TensorRT-RTX says that its work cannot be captured"
-            raise EngineError(msg)
+        if self._is_rtx:
+            context = cast("rtx.IExecutionContext", self._context)
+            if not context.is_stream_capturable(int(self._stream)):
+                msg = f"{self.engine.graph}: TensorRT-RTX says that its work cannot be captured"
+                raise EngineError(msg)
 
     def _refused(self, what: str, errors: tuple[str, ...]) -> str:
         said = "; ".join(errors) or "it does not say why"

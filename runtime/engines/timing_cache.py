@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from vlmport.errors import EngineError
+from vlmport.runtime.engines.shapes import memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +60,7 @@ class TimingCache:
                     cache.combine(written, True)
             temporary = self._path.with_name(f".{self._path.name}.new")
             try:
-                temporary.write_bytes(memoryview(cache.serialize()))
+                temporary.write_bytes(memory(cache.serialize()))
                 temporary.replace(self._path)
             except OSError as error:
                 temporary.unlink(missing_ok=True)

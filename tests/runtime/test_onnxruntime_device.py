@@ -17,11 +17,12 @@ from support.device_scenarios import IMAGE, QUESTION, answers, endless, mixed_re
 from support.trained import exported
 from tiny.recipes import RECIPES
 
+from vlmport.contract import GraphSpec, TensorSpec
 from vlmport.errors import BundleError, VlmportError
 from vlmport.machine.requirements import requirements
 from vlmport.runtime import Request, SamplingOptions
 from vlmport.runtime.backends.onnxruntime_device import OnnxRuntimeDeviceBackend
-from vlmport.runtime.backends.onnxruntime_memory import OrtMemory, array_of, write_
+from vlmport.runtime.backends.onnxruntime_memory import OrtMemory, array_of, told, write_
 from vlmport.runtime.backends.onnxruntime_provider import (
     CUDA,
     TENSORRT_RTX,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vlmport.contract import Manifest
     from vlmport.runtime import VisionLanguageModel
 
 CPU = OrtProvider("onnxruntime-cpu", "CPUExecutionProvider", OrtMemory("cpu"))
@@ -70,7 +72,7 @@ def test_tokens_equal_the_cpu_backend(family: str, precision: str) -> None:
 def test_a_prompt_in_pieces_equals_the_cpu_backend(
     model: VisionLanguageModel, trained_bundle: Path
 ) -> None:
-    prompt = "shapes and colours " * 60
+    prompt = "shapes and colours " * 120
     requests = [
         Request(prompt=prompt, images=(IMAGE,), max_new_tokens=20),
         Request(prompt=QUESTION, max_new_tokens=5),
@@ -112,6 +114,22 @@ def test_a_long_row_that_ended_writes_no_further(trained_bundle: Path) -> None:
     assert np.isfinite(logits[1]).all()
 
 
+def test_what_onnxruntime_cannot_do_is_told(trained_bundle: Path) -> None:
+    manifest = endless(trained_bundle).manifest
+    backend = OnnxRuntimeDeviceBackend(trained_bundle, manifest, CPU, 1)
+    prompt = np.zeros((1, 9, manifest.dimensions.hidden_size), np.float32)
+    with pytest.raises(VlmportError, match="decoder, tokens 0 to 9 of the prompt: ONNX Runtime"):
+        backend.start(1, 8).prefill(prompt, np.array([9]))
+    with (
+        pytest.raises(VlmportError, match=r"a cache: ONNX Runtime failed .* ask for fewer"),
+        told("a cache"),
+    ):
+        CPU.memory.empty((1 << 30, 1 << 30), "float32")
+    wrong = {"input_ids": np.zeros((1, 3), np.float32)}
+    with pytest.raises(VlmportError, match="embed_tokens on onnxruntime-cpu: ONNX Runtime failed"):
+        backend.run("embed_tokens", wrong)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64"])
 def test_values_keep_their_bits_on_the_way(dtype: str) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -128,20 +146,37 @@ def test_values_keep_their_bits_on_the_way(dtype: str) -> None:
     assert not array_of(memory.zeros((2, 3), dtype), dtype).any()
 
 
-def test_a_graph_of_bfloat16_runs_through_the_same_values(trained_bundle: Path) -> None:
-    """embed_tokens is a lookup, which the CPU provider has in bfloat16, too."""
+def test_a_graph_of_bfloat16_runs_through_the_same_values(
+    sample_manifest: Manifest, tmp_path: Path
+) -> None:
+    """A lookup, which the CPU provider has in bfloat16, too."""
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    bundle = exported(trained_bundle.name.removesuffix("-fp32"), "bf16")
-    manifest = endless(trained_bundle).manifest
-    half = manifest.graph("embed_tokens")
-    outputs = tuple(replace(port, dtype="bfloat16") for port in half.outputs)
-    spec = replace(half, outputs=outputs)
-    backend = OnnxRuntimeDeviceBackend(bundle, replace(manifest, graphs=(spec,)), CPU, 1)
+    onnx = pytest.importorskip("onnx")
+    table = np.random.default_rng(0).normal(size=(10, 4)).astype(ml_dtypes.bfloat16)
+    helper, kind = onnx.helper, onnx.TensorProto
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "input_ids"], ["inputs_embeds"])],
+        "embed_tokens",
+        [helper.make_tensor_value_info("input_ids", kind.INT64, ["b", "s"])],
+        [helper.make_tensor_value_info("inputs_embeds", kind.BFLOAT16, ["b", "s", 4])],
+        [helper.make_tensor("table", kind.BFLOAT16, (10, 4), table.tobytes(), raw=True)],
+    )
+    opset = [helper.make_opsetid("", 23)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+    onnx.save(model, tmp_path / "embed_tokens.onnx")
+    spec = GraphSpec(
+        "embed_tokens",
+        "embed_tokens.onnx",
+        (TensorSpec("input_ids", "int64", ("b", "s")),),
+        (TensorSpec("inputs_embeds", "bfloat16", ("b", "s", 4)),),
+        opset=23,
+        operators={"Gather": 1},
+        parameter_bytes=table.nbytes,
+    )
+    backend = OnnxRuntimeDeviceBackend(tmp_path, replace(sample_manifest, graphs=(spec,)), CPU, 1)
     found = backend.run("embed_tokens", {"input_ids": np.array([[1, 5, 9]])})["inputs_embeds"]
     assert found.dtype == ml_dtypes.bfloat16
-    wide = OnnxRuntimeDeviceBackend(trained_bundle, manifest, CPU, 1)
-    expected = wide.run("embed_tokens", {"input_ids": np.array([[1, 5, 9]])})["inputs_embeds"]
-    np.testing.assert_array_equal(found, expected.astype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(found, table[[[1, 5, 9]]])
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

@@ -70,6 +70,14 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     np.testing.assert_allclose(sampler._penalised(logits)[:12], expected[0, :12], rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_penalty_of_a_suppressed_token_does_not_warn() -> None:
+    sampler = TokenSampler(SamplingOptions(repetition_penalty=1.7), 3)
+    sampler.start(np.array([0, 1]))
+    logits = np.array([np.finfo(np.float32).min, 1, 2], np.float32)
+    assert sampler.select(logits) == 2
+
+
 def test_frequency_and_presence_penalties_count_the_answer_alone() -> None:
     options = SamplingOptions(frequency_penalty=0.5, presence_penalty=1.0)
     sampler = TokenSampler(options, 4)

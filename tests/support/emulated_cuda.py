@@ -1,7 +1,7 @@
 """The CUDA runtime over memory of the host, strict where a GPU would be silent.
 
 Work is not done when it is queued but when something waits for it: what reads a result too early,
-or writes a source again too early, sees it. Fresh memory is full of NaN. Misuse raises `MisuseError`.
+or writes a source again too early, sees it. Fresh memory is full of NaN. Misuse raises an error.
 """
 
 # ruff: noqa: N802, N815  the names are CUDA's

@@ -127,7 +127,7 @@ def open_emulated(
     manifest = load_manifest(bundle)
     bindings: Any = tensorrt
     backend = TensorRTBackend(
-        bundle, manifest, "tensorrt-rtx", Cuda(emulated), bindings, engines=engines
+        bundle, manifest, "tensorrt-rtx", engines, cuda=Cuda(emulated), bindings=bindings
     )
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     model = VisionLanguageModel(manifest, tokenizer, backend)

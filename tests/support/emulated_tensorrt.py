@@ -63,6 +63,11 @@ class _Strategy(enum.Enum):
     USER_MANAGED = 2
 
 
+class _Specialization(enum.Enum):
+    LAZY = 0
+    EAGER = 1
+
+
 class EmulatedTensorRT:
     """Takes the place of the module tensorrt_rtx.
 
@@ -77,6 +82,7 @@ class EmulatedTensorRT:
 
     ILogger = _Logger
     ExecutionContextAllocationStrategy = _Strategy
+    DynamicShapesKernelSpecializationStrategy = _Specialization
 
     def __init__(self, cuda: EmulatedCuda, version: str, *, capturable: bool = True) -> None:
         self.__version__ = version
@@ -96,14 +102,9 @@ class _Runtime:
 
     def deserialize_cuda_engine(self, plan: Any) -> _LoadedEngine | None:
         content = bytes(plan)
-        try:
-            if content[:4] != b"etrt":
-                raise ValueError("magicTag is not the expected one")
-            found = json.loads(content[4:])
-            if found["version"] != self._module.__version__:
-                raise ValueError(f"made by version {found['version']}")
-        except ValueError as error:
-            self._logger.log(_Named("ERROR"), f"Serialization assertion failed: {error}")
+        found = json.loads(content[4:]) if content[:4] == b"etrt" else {"version": "no plan"}
+        if found["version"] != self._module.__version__:
+            self._logger.log(_Named("ERROR"), "Serialization assertion header.magicTag failed.")
             return None
         engine = _ENGINE.validate_python(found["engine"])
         return _LoadedEngine(self._module, engine, found["model"])
@@ -113,6 +114,7 @@ class _Config:
     """IRuntimeConfig."""
 
     strategy = _Strategy.STATIC
+    dynamic_shapes_kernel_specialization_strategy = _Specialization.LAZY
 
     def set_execution_context_allocation_strategy(self, strategy: _Strategy) -> None:
         self.strategy = strategy
@@ -153,14 +155,16 @@ class _LoadedEngine:
         if config.strategy is not _Strategy.USER_MANAGED:
             raise MisuseError("the emulation has no memory of its own for a context")
         self.module.contexts += 1
-        return _Context(self)
+        strategy = config.dynamic_shapes_kernel_specialization_strategy
+        return _Context(self, is_eager=strategy is _Specialization.EAGER)
 
 
 class _Context:
     """IExecutionContext."""
 
-    def __init__(self, loaded: _LoadedEngine) -> None:
+    def __init__(self, loaded: _LoadedEngine, *, is_eager: bool) -> None:
         self._loaded = loaded
+        self._is_eager = is_eager
         self._cuda = loaded.module.cuda
         self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -212,12 +216,11 @@ class _Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         self._check()
-        arrays = {
-            **self._shapes,
-            **self._output_shapes(),
-        }
+        arrays = {**self._shapes, **self._output_shapes()}
         addresses, changes = dict(self._addresses), self._changes
         if self._cuda.is_capturing(stream):
+            if not self._is_eager:
+                raise MisuseError("a fallback kernel could be captured")
             if self._prepared != changes:
                 raise MisuseError("a run is captured whose shapes have not run before")
         else:

@@ -12,6 +12,7 @@ EXTRA_OF_MODULE = MappingProxyType(
         "cuda": "gpu",
         "tensorrt": "gpu",
         "tensorrt_rtx": "gpu",
+        "onnxruntime_ep_nv_tensorrt_rtx": "gpu",
         "torch": "export",
         "transformers": "export",
         "onnx": "export",
