@@ -20,7 +20,7 @@ __all__ = ["GraphNodes"]
 @dataclass(frozen=True, slots=True)
 class _Node:
     operator: str
-    module: str
+    module: str  # several are joined by ", "
 
 
 class GraphNodes:
@@ -51,8 +51,8 @@ class GraphNodes:
 
     def modules(self, names: Iterable[str]) -> tuple[str, ...]:
         """The modules of nodes, each once, in the order of the nodes."""
-        found = (self._nodes[name].module for name in names if name in self._nodes)
-        return tuple(dict.fromkeys(module for module in found if module))
+        found = (self._nodes[name].module.split(", ") for name in names if name in self._nodes)
+        return tuple(dict.fromkeys(one for modules in found for one in modules if one))
 
     def without(self, seen: Iterable[str]) -> tuple[str, ...]:
         """Nodes that are not among these."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from vlmport.contract_engines import AttentionLayer
 
-__all__ = ["ExplainedLayer", "GraphExplanation", "explanation_json", "print_explanation"]
+__all__ = ["ExplainedLayer", "GraphExplanation", "explanation_json", "print_explanations"]
 
 _HIDDEN = "CONSTANT"
 
@@ -87,8 +87,21 @@ def _layer_json(layer: ExplainedLayer) -> dict[str, Any]:
     return {**asdict(layer), "is_fused": layer.is_fused}
 
 
-def print_explanation(graph: GraphExplanation, console: Console) -> None:
-    """Prints a table of the layers that compute nodes, and what is not in it."""
+def print_explanations(graphs: Sequence[GraphExplanation], console: Console) -> None:
+    """Prints a table of each graph, and at the end what is not known and why."""
+    from rich.markup import escape
+
+    for graph in graphs:
+        _print_graph(graph, console)
+    remarks: dict[str, list[str]] = {}
+    for graph in graphs:
+        for remark in graph.remarks:
+            remarks.setdefault(remark, []).append(graph.graph)
+    for remark, names in remarks.items():
+        console.print(escape(f"{', '.join(names)}: {remark}"))
+
+
+def _print_graph(graph: GraphExplanation, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -99,34 +112,44 @@ def print_explanation(graph: GraphExplanation, console: Console) -> None:
     for heading in (*headings, *(["tactic"] if is_engine else [])):
         table.add_column(heading, overflow="fold")
     for layer in shown:
-        between = " ... " if layer.is_stretch else "\n"
-        nodes = [f"{op} {node}" for op, node in zip(layer.operators, layer.nodes, strict=True)]
-        cells = [
-            layer.kind or layer.layer,
-            between.join(nodes) or "-",
-            "\n".join(layer.modules) or "-",
-            ", ".join(kind or "?" for kind in layer.outputs) or "?",
-            ", ".join(layer.reads),
-            *([layer.tactic or "?"] if is_engine else []),
-        ]
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(escape, _cells(layer, with_tactic=is_engine)))
     console.print(table)
     for line in _summary(graph, len(graph.layers) - len(shown)):
-        console.print(escape(line))
+        console.print(escape(f"  {line}"))
+
+
+def _cells(layer: ExplainedLayer, *, with_tactic: bool) -> list[str]:
+    between = " ... " if layer.is_stretch else "\n"
+    nodes = [f"{op} {node}" for op, node in zip(layer.operators, layer.nodes, strict=True)]
+    return [
+        layer.kind or layer.layer,
+        between.join(nodes) or "-",
+        "\n".join(layer.modules) or "-",
+        ", ".join(kind or "?" for kind in layer.outputs) or "?",
+        ", ".join(layer.reads),
+        *([layer.tactic or "?"] if with_tactic else []),
+    ]
 
 
 def _summary(graph: GraphExplanation, hidden: int) -> list[str]:
-    lines = [f"  not shown: {hidden} constants and layers that TensorRT's parser added"]
     if graph.source == "engine":
         fused = sum(layer.is_fused for layer in graph.layers)
-        lines.append(f"  {fused} of {len(graph.layers)} layers compute several nodes")
-    for one in graph.attention:
-        how = "one kernel" if one.fused else f"decomposed ({one.reason})"
-        lengths = f", keys up to {one.lengths}" if one.lengths else ""
-        lines.append(
-            f"  attention {one.node}: {one.dtype}, {one.num_heads} heads over {one.num_kv_heads}, "
-            f"head_dim {one.head_dim}, mask {one.masking}{lengths}, {how}"
-        )
+        lines = [f"{fused} of {len(graph.layers)} layers compute several nodes"]
+    else:
+        lines = [f"not shown: {hidden} constants and layers that TensorRT's parser added"]
+    kinds: dict[str, list[str]] = {}
+    for layer in graph.attention:
+        kinds.setdefault(_attention(layer), []).append(layer.node)
+    lines += [f"attention {', '.join(nodes)}: {kind}" for kind, nodes in kinds.items()]
     if graph.without_layer:
-        lines.append(f"  nodes that no layer names: {', '.join(graph.without_layer)}")
-    return [*lines, *(f"  {remark}" for remark in graph.remarks)]
+        lines.append(f"nodes that no layer names: {', '.join(graph.without_layer)}")
+    return lines
+
+
+def _attention(layer: AttentionLayer) -> str:
+    how = "one kernel" if layer.fused else f"decomposed ({layer.reason})"
+    lengths = f", keys up to {layer.lengths}" if layer.lengths else ""
+    return (
+        f"{layer.dtype}, {layer.num_heads} heads over {layer.num_kv_heads}, head_dim "
+        f"{layer.head_dim}, mask {layer.masking}{lengths}, {how}"
+    )
