@@ -27,7 +27,8 @@ def tensorrt_form(path: Path) -> bytes | None:
     model = ir.load(path)
     if not rewrite_for_tensorrt_(model):
         return None
-    return ir.to_proto(model).SerializeToString()
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
 
 
 def rewrite_for_tensorrt_(model: ir.Model) -> bool:

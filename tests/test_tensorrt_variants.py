@@ -11,7 +11,7 @@ from support.fuyu_checkpoints import FuyuRecipe, make_fuyu_checkpoint
 from support.idefics2_checkpoints import Idefics2Recipe, make_idefics2
 from support.mask_weights import save_mask_weights
 from support.paligemma_checkpoints import PaliGemmaRecipe, make_paligemma
-from support.tensorrt_build import build_graph
+from support.single_engines import build_single
 
 from vlmport.api.export import traced_graph
 from vlmport.export.family import plan_checkpoint
@@ -32,26 +32,22 @@ class Variant:
     graphs: tuple[str, ...]
 
 
-def factory(*parts: str, window: int | None = None, **settings: object) -> Callable[[Path], Path]:
-    recipe = Recipe(*parts, window=window, **settings)  # type: ignore[arg-type]
+def factory(recipe: Recipe) -> Callable[[Path], Path]:
     return lambda folder: make_checkpoint(folder, recipe)
 
 
 # Heads are of 16 where TensorRT-RTX 1.7 has no kernel for those of the smallest checkpoints.
 VARIANTS = {
     "clip, resampler, stablelm": Variant(
-        factory("stablelm", "clip", "resampler"), (*IMAGE, "decoder")
+        factory(Recipe("stablelm", "clip", "resampler")), (*IMAGE, "decoder")
     ),
     "dinov2, qformer, qwen2 with a window": Variant(
-        factory("qwen2", "dinov2", "qformer", window=24), (*IMAGE, "decoder")
+        factory(Recipe("qwen2", "dinov2", "qformer", window=24)), (*IMAGE, "decoder")
     ),
-    "two towers, mof_mlp": Variant(factory("llama", "mof", "mof_mlp"), IMAGE),
-    "dinov2-giant": Variant(factory("llama", "dinov2-giant", "mlp3x_gelu"), IMAGE[:1]),
+    "two towers, mof_mlp": Variant(factory(Recipe("llama", "mof", "mof_mlp")), IMAGE),
+    "dinov2-giant": Variant(factory(Recipe("llama", "dinov2-giant", "mlp3x_gelu")), IMAGE[:1]),
     "several layers of a tower": Variant(
-        factory(
-            *("qwen2", "siglip", "mlp2x_gelu", "square", "patch", "transformers"),
-            layers=(-2, -3, 1),
-        ),
+        factory(Recipe("qwen2", "siglip", layout="transformers", layers=(-2, -3, 1))),
         IMAGE,
     ),
     "mistral with a window": Variant(
@@ -81,7 +77,7 @@ def test_builds_in_half_precision(name: str, tmp_path: Path) -> None:
     for graph in graphs:
         path = tmp_path / f"{graph.name}.onnx"
         save_graph(traced_graph(graph), path, plan.store, lambda _: None)
-        assert build_graph(path).warnings == ()
+        assert build_single(path).engine.warnings == ()
 
 
 @pytest.mark.slow
@@ -93,4 +89,4 @@ def test_mask_decoder_builds(tmp_path: Path) -> None:
     graph = next(graph for graph in plan.graphs if graph.name == "mask_decoder")
     path = tmp_path / "mask_decoder.onnx"
     save_graph(traced_graph(graph), path, plan.store, lambda _: None)
-    assert build_graph(path).warnings == ()
+    assert build_single(path).engine.warnings == ()

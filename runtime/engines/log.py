@@ -23,7 +23,8 @@ _LOGGER = logging.getLogger(__name__)
 #   The names of the ports' element types are in engine.json, and the runtime binds what it says.
 #   TensorRT reads a convolution's INT8 scales in float32, which they are.
 _HARMLESS = re.compile(
-    r"Make sure input \w+ has Int64 binding|Converting conv (activation|weight) scales to fp32"
+    r"Make sure (input|output) \w+ has Int64 binding"
+    r"|Converting conv (activation|weight) scales to fp32"
 )
 _UNUSED = re.compile(r"Unused Input: (\S+)")
 

@@ -58,8 +58,8 @@ def parse_network(
 
 
 def _words(error: trt.ParserError) -> str:
-    node = f"{error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
-    return f"{node}{' '.join(str(error.desc()).split())}"
+    node = f"{error.node_name() or 'a node'} ({error.node_operator()})"
+    return f"{node}: {' '.join(str(error.desc()).split())}"
 
 
 def check_nothing_is_ignored(graph: str, log: EngineLog) -> None:

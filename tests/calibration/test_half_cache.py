@@ -8,8 +8,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from support.engine_builds import built, parsed_layers
 from support.graph_runs import observe, random_inputs, save
-from support.tensorrt_build import build_graph
 
 from vlmport.calibration.half_cache import half_cache_
 from vlmport.calibration.half_precision import half_probes
@@ -69,7 +69,9 @@ def decode(path: Path) -> tuple[list[NDArray[np.float32]], dict[str, NDArray[Any
     return logits, model.arrays
 
 
-def test_decodes_in_place_as_in_float32(decoder: Path, tmp_path: Path) -> None:
+def test_decodes_in_place_as_in_float32(
+    trained_bundle: Path, decoder: Path, tmp_path: Path
+) -> None:
     model = ir.load(decoder)
     before = sum(node.op_type == "Cast" for node in model.graph)
     layers = sum(node.op_type == "Attention" for node in model.graph)
@@ -87,7 +89,9 @@ def test_decodes_in_place_as_in_float32(decoder: Path, tmp_path: Path) -> None:
         assert np.abs(ours - theirs).max() < 2e-3 * np.abs(theirs).max()
         assert (ours.argmax(-1) == theirs.argmax(-1)).all()
     # An engine updates it in place too.
-    assert build_graph(path).layers["KV_CACHE_UPDATE"] == 2 * layers
+    assert parsed_layers(path)["KV_CACHE_UPDATE"] == 2 * layers
+    engine = built(path, trained_bundle)
+    assert sum(bool(port.aliases) for port in engine.outputs) == 2 * layers
 
 
 def test_weights_and_other_ports_stay_float32(decoder: Path) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from support.paligemma_checkpoints import PaliGemmaRecipe, make_paligemma
-from support.tensorrt_build import BuildError, build_graph
+from support.single_engines import build_single
 
 from vlmport.api.export import traced_graph
+from vlmport.errors import EngineError
 from vlmport.export.family import plan_checkpoint
 from vlmport.export.precision import in_precision
 from vlmport.export.stream import save_graph
@@ -108,20 +109,21 @@ def test_half_precision_is_equal_but_for_rounding(folder: Path) -> None:
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_tensorrt_builds_it(precision: str, folder: Path) -> None:
     path = folder / precision / "decoder.onnx"
-    result = build_graph(path)
-    assert result.warnings == ()
+    result = build_single(path)
+    assert result.engine.warnings == ()
+    assert result.engine.attention == ()
     assert result.layers["SOFTMAX"] == RECIPE.layers
     assert result.layers["KV_CACHE_UPDATE"] == 2 * RECIPE.layers
-    assert "ATTENTION_INPUT" not in result.layers
+    assert result.layers["ATTENTION_INPUT"] == 0
 
 
 def test_tensorrt_refuses_the_bundles_own_form(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it does not, the pass is no longer needed."""
-    monkeypatch.setattr("support.tensorrt_build.tensorrt_form", lambda _: None)
-    with pytest.raises(BuildError, match="softcap"):
-        build_graph(folder / "float32" / "decoder.onnx")
+    monkeypatch.setattr("vlmport.graphs.engine_source.tensorrt_form", lambda _: None)
+    with pytest.raises(EngineError, match="softcap"):
+        build_single(folder / "float32" / "decoder.onnx")
 
 
 def test_weights_still_lie_beside_the_file(folder: Path) -> None:

@@ -118,7 +118,7 @@ def parsed(model: onnx.ModelProto) -> Iterator[ParsedGraph]:
 
 
 def one_profile(found: EngineSource, **axes: tuple[int, int, int]) -> tuple[EngineProfile, ...]:
-    """A profile by the ranges of axes; batch and sequence_length have some if they are not given."""
+    """A profile by the ranges of axes; batch and sequence_length have some by default."""
     known = {"batch": (1, 2, 4), "sequence_length": (1, 4, 16)} | axes
     ranges = []
     for port in found.inputs:

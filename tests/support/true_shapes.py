@@ -232,7 +232,7 @@ def _graph(shape: TrueShape) -> TracedModule:
 
 
 def _native_tower(fields: dict[str, Any]) -> TracedModule:
-    config = transformers.Idefics2Config(vision_config=fields).vision_config
+    config: Any = transformers.Idefics2Config(vision_config=fields).vision_config
 
     def tower() -> Any:
         dtype = torch.get_default_dtype()
@@ -248,6 +248,7 @@ def _connector() -> TracedModule:
         vision_config={"hidden_size": 1152, "intermediate_size": 4304},
         perceiver_config={"resampler_depth": 1},
     )
-    latents = config.perceiver_config.resampler_n_latents
+    perceiver: Any = config.perceiver_config
+    latents = perceiver.resampler_n_latents
     build: Any = modeling_idefics2.Idefics2Connector  # its signature is not typed
     return masked_projector_module(lambda: build(copy.deepcopy(config)), 1152, latents, 4096)

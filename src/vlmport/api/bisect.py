@@ -70,11 +70,17 @@ class Side(Protocol):
 
 
 class BisectCase(Protocol):
-    """What is searched."""
+    """What is searched.
+
+    Attributes:
+        bundle: its folder.
+        precision: element type that the graphs compute in.
+        graphs: their names, in the order in which they run.
+    """
 
     bundle: str
     precision: str
-    graphs: Sequence[str]
+    graphs: tuple[str, ...]
 
     def outputs(self, graph: str) -> Sequence[str]:
         """Names of the graph's outputs."""
@@ -198,7 +204,9 @@ class _Search:
     @contextlib.contextmanager
     def _opened(self, graph: str, values: Sequence[str]) -> Iterator[_Opened]:
         with contextlib.ExitStack() as stack:
-            exact = self.exact and stack.enter_context(self.exact.open(graph, values))
+            exact = None
+            if self.exact is not None:
+                exact = stack.enter_context(self.exact.open(graph, values))
             yield _Opened(
                 stack.enter_context(self.candidate.open(graph, values)),
                 stack.enter_context(self.reference.open(graph, values)),

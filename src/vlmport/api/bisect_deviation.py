@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from vlmport.api.parity_measure import compare_arrays, limits_of
@@ -16,9 +15,10 @@ if TYPE_CHECKING:
 
     from vlmport.api.tolerances import Tolerance
 
-__all__ = ["Deviation", "deviation", "is_comparable"]
+__all__ = ["Deviation", "deviation"]
 
-_TYPES: dict[str, type] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+# From 1 to the next number.
+_UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,6 @@ class Deviation:
     def is_fault(self) -> bool:
         """Whether it is out of tolerance."""
         return self.ratio > 1.0
-
-
-def is_comparable(array: NDArray[Any]) -> bool:
-    """Whether the array holds numbers or truth values."""
-    return array.dtype.kind in "biuf" or array.dtype == ml_dtypes.bfloat16
 
 
 def deviation(
@@ -107,7 +102,7 @@ def _difference(
     assert max_limit is not None  # nothing here is NaN or Inf
     if tolerance.basis == "rounding":
         # A value that one side holds exactly by chance may be rounded once on the other.
-        unit = float(ml_dtypes.finfo(_TYPES[tolerance.precision]).eps)
+        unit = _UNITS[tolerance.precision]
         max_limit = max(max_limit, unit * (comparison.reference_max_abs or 0.0))
         mean_limit = max(mean_limit or 0.0, unit * (comparison.reference_mean_abs or 0.0))
     ratios = [_ratio(comparison.max_abs, max_limit)]

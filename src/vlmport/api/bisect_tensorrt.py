@@ -10,7 +10,7 @@ import contextlib
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import onnx_ir as ir
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorRTSide", "open_tensorrt_side"]
 
-_PROFILE = "default"
+_PROFILE: Final = "default"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 

@@ -49,7 +49,9 @@ def arrays(dtype: type = np.float32, kv_heads: int = KV_HEADS) -> dict[str, NDAr
         "k": (BATCH, kv_heads, KEYS, 16),
         "v": (BATCH, kv_heads, KEYS, 8),
     }
-    made = {n: generator.normal(0, 2, s).astype(dtype) for n, s in shapes.items()}
+    made: dict[str, NDArray[Any]] = {
+        n: generator.normal(0, 2, s).astype(dtype) for n, s in shapes.items()
+    }
     mask = generator.random((BATCH, 1, SEQUENCE, KEYS)) < 0.5
     mask[..., 0] = True
     mask[0, 0, 2] = False

@@ -169,7 +169,7 @@ def test_a_wrong_mask_is_refused(wrong: Callable[[ParsedGraph], trt.ITensor]) ->
     with parsed(cached_attention()) as found:
         complete_attention(found.bindings, found.network, found.source, "mask")
         replaced_mask(found, wrong(found))
-        with pytest.raises(EngineError, match="attend_AttentionInput: its mask .* is wrong"):
+        with pytest.raises(EngineError, match=r"attend_AttentionInput: its mask .* is wrong"):
             check_attention(found.bindings, found.network, found.source, {})
 
 

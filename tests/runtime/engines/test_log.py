@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import threading
+
+from vlmport.runtime.engines.bindings import load_bindings
+from vlmport.runtime.engines.log import EngineLog, engine_logger, listening
+
+
+def say(severity: str, text: str) -> None:
+    bindings = load_bindings("tensorrt-rtx")
+    engine_logger(bindings).log(getattr(bindings.ILogger, severity), text)
+
+
+def test_a_process_has_one_logger() -> None:
+    bindings = load_bindings("tensorrt-rtx")
+    assert engine_logger(bindings) is engine_logger(bindings)
+
+
+def test_messages_are_sorted_by_what_they_mean() -> None:
+    with listening() as log:
+        say("WARNING", "Unused Input: past")
+        say("WARNING", "ModelImporter.cpp:1071: Make sure input ids has Int64 binding.")
+        say("WARNING", "strange")
+        say("WARNING", "strange")
+        say("ERROR", "broken")
+        say("INTERNAL_ERROR", "very broken")
+        say("VERBOSE", "chatter")
+    assert log.unused_inputs == ("past",)
+    assert log.warnings == ("Unused Input: past", "strange")
+    assert log.errors == ("broken", "very broken")
+    assert "[ERROR] broken" in log.lines()
+    assert not any("chatter" in line for line in log.lines())
+
+
+def test_builds_in_threads_keep_their_messages_apart() -> None:
+    logs: dict[str, EngineLog] = {}
+    both = threading.Barrier(2)
+
+    def work(name: str) -> None:
+        with listening() as log:
+            both.wait()
+            say("ERROR", name)
+            both.wait()
+            logs[name] = log
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name: log.errors for name, log in logs.items()} == {"a": ("a",), "b": ("b",)}
+
+
+def test_a_thread_of_tensorrt_itself_is_heard() -> None:
+    with listening() as log:
+        thread = threading.Thread(target=say, args=("ERROR", "from elsewhere"))
+        thread.start()
+        thread.join()
+    assert log.errors == ("from elsewhere",)
+
+
+def test_an_inner_block_keeps_its_messages() -> None:
+    with listening() as outer:
+        with listening() as inner:
+            say("ERROR", "inner")
+        say("ERROR", "outer")
+    assert (outer.errors, inner.errors) == (("outer",), ("inner",))
