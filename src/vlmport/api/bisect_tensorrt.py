@@ -110,7 +110,7 @@ class TensorRTSide:
         self.cuda = cuda
         self.build = build
         self._bundle = bundle
-        self._backend = backend
+        self._backend: TensorRTName = backend
         self._manifest = load_manifest(bundle)
 
     @contextlib.contextmanager
