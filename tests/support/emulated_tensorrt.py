@@ -85,6 +85,7 @@ class EmulatedTensorRT:
     DynamicShapesKernelSpecializationStrategy = _Specialization
 
     def __init__(self, cuda: EmulatedCuda, version: str, *, capturable: bool = True) -> None:
+        self.__name__ = "emulated_tensorrt"
         self.__version__ = version
         self.cuda = cuda
         self.capturable = capturable
