@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,17 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return int(caught.value.code or 0), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the full TensorRT were not installed, wherever the test runs."""
+    from vlmport.runtime.engines.bindings import load_bindings
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    load_bindings.cache_clear()
+    yield
+    load_bindings.cache_clear()
 
 
 @pytest.fixture

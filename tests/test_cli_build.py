@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import RunCli
+
+if TYPE_CHECKING:
+    from conftest import RunCli
 
 SMALL = ("--max-length", "64", "--max-batch", "2")
 
@@ -48,6 +51,7 @@ def test_prints_one_json_object(bundle: Path, run_cli: RunCli, tmp_path: Path) -
     assert "uses no timing cache" in err
 
 
+@pytest.mark.usefixtures("without_tensorrt")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Layer = trt.IAttentionInputLayer
 
-__all__ = ["check_attention"]
+__all__ = ["check_attention", "visible_keys"]
 
 _QUERIES, _KEYS = 0, 1
 _CAPACITY_AXIS = 2
@@ -164,7 +164,7 @@ class _Checker:
                 for one in self._queries[node.lengths]
             }
             found = self._values.value(mask, known, shapes)
-            expected = own & _visible(lengths, length, capacity, causal=node.causal)
+            expected = own & visible_keys(lengths, length, capacity, causal=node.causal)
             if np.broadcast_to(found, expected.shape).tolist() != expected.tolist():
                 yield (
                     f"its mask {mask.name} is wrong for {length} queries and "
@@ -197,7 +197,7 @@ class _Checker:
         )
 
 
-def _visible(
+def visible_keys(
     lengths: NDArray[np.int64], sequence_length: int, capacity: int, *, causal: bool
 ) -> NDArray[np.bool_]:
     """The mask [batch, 1, sequence_length, capacity] as ONNX defines nonpad_kv_seqlen."""

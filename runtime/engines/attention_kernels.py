@@ -160,9 +160,8 @@ class KernelFinder:
                 plan = builder.build_serialized_network(network, config)
             if plan is not None:
                 return ""
-            text = " ".join((log.errors or ("TensorRT says no more",))[-1].split())
-        found = _WORDS.search(text)
-        return found[1] if found else text
+            found = _WORDS.search(log.reason)
+            return found[1] if found else log.reason
 
     def _one_attention(
         self, builder: trt.Builder, kind: AttentionKind, *, decomposable: bool

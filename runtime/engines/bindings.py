@@ -48,6 +48,7 @@ class Bindings(Protocol):
     IProgressMonitor: type[trt.IProgressMonitor]
     IShuffleLayer: type[trt.IShuffleLayer]
     ISliceLayer: type[trt.ISliceLayer]
+    IStreamWriter: type[trt.IStreamWriter]
     LayerInformationFormat: type[trt.LayerInformationFormat]
     LayerType: type[trt.LayerType]
     MemoryPoolType: type[trt.MemoryPoolType]

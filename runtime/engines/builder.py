@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import mmap
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,12 +19,13 @@ from vlmport.runtime.engines.network import (
     check_nothing_is_ignored,
     parse_network,
 )
+from vlmport.runtime.engines.plan_file import PlanFile, plan_writer
 from vlmport.runtime.engines.ports import check_ports, with_aliases
 from vlmport.runtime.engines.progress import PERCENT, BuildTally, build_monitor
-from vlmport.runtime.engines.shapes import dims, memory
+from vlmport.runtime.engines.shapes import dims
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import tensorrt as trt
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildCancelledError", "EngineBuilder"]
 
-_BLOCK_BYTES = 16 << 20
 _NO_KERNEL = "not supported by a dedicated kernel"
 _NEEDS_GPU = "CHECK(status == CUDA_SUCCESS)"  # TensorRT-RTX 1.7 of every refittable engine
 
@@ -107,22 +107,25 @@ class EngineBuilder:
             builder = self._bindings.Builder(engine_logger(self._bindings))
             network = self._network(builder, source, profiles, log)
             started, tally = time.monotonic(), BuildTally(watch)
-            plan, network = self._plan(builder, network, source, profiles, tally, log)
-            seconds = time.monotonic() - started
-            check_nothing_is_ignored(source.graph, log)
-            size, digest = _write(plan, folder / f"{source.graph}.engine")
+            path = folder / f"{source.graph}.engine"
+            try:
+                plan, network = self._plan(builder, network, source, profiles, path, tally, log)
+                check_nothing_is_ignored(source.graph, log)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
             tally.reach(PERCENT)
             engine = Engine(
                 graph=source.graph,
-                file=f"{source.graph}.engine",
-                size=size,
-                sha256=digest,
+                file=path.name,
+                size=plan.size,
+                sha256=plan.sha256,
                 source_sha256="",
                 inputs=source.inputs,
                 outputs=network.outputs,
                 profiles=self._with_memory(plan, profiles),
                 attention=network.attention,
-                build_seconds=round(seconds, 3),
+                build_seconds=round(time.monotonic() - started, 3),
                 warnings=log.warnings,
             )
             return engine, log.lines()
@@ -149,23 +152,27 @@ class EngineBuilder:
         network: _Network,
         source: EngineSource,
         profiles: Sequence[EngineProfile],
+        path: Path,
         tally: BuildTally,
         log: EngineLog,
-    ) -> tuple[trt.IHostMemory, _Network]:
+    ) -> tuple[PlanFile, _Network]:
         """Builds; once more with decomposed attention if a kernel that was there alone is not."""
         while True:
             config = self._config(builder, profiles, tally)
-            plan = builder.build_serialized_network(network.definition, config)
-            if plan is not None:
+            plan = PlanFile(path)
+            writer = plan_writer(self._bindings, plan)
+            done = builder.build_serialized_network_to_stream(network.definition, config, writer)
+            if plan.error is not None:  # TensorRT-RTX 1.7 calls that a success
+                raise plan.error
+            if done:
                 if self._timing_cache is not None:
                     self._timing_cache.keep(config)
                 return plan, network
             if tally.is_stopped:
                 raise BuildCancelledError
-            errors = log.errors or ("TensorRT says no more",)
             fused = [layer for layer in network.attention if layer.fused]
-            if not fused or _NO_KERNEL not in errors[-1]:
-                raise self._failure(source.graph, errors)
+            if not fused or _NO_KERNEL not in log.reason:
+                raise self._failure(source.graph, log.reason)
             network = self._decomposed(network, source)
 
     def _decomposed(self, network: _Network, source: EngineSource) -> _Network:
@@ -178,8 +185,7 @@ class EngineBuilder:
         checked = check_attention(self._bindings, network.definition, source, reasons)
         return replace(network, attention=checked)
 
-    def _failure(self, graph: str, errors: Sequence[str]) -> EngineError:
-        words = " ".join(errors[-1].split())
+    def _failure(self, graph: str, words: str) -> EngineError:
         refittable = self._options.refit or self._options.strip_weights
         if refittable and _NEEDS_GPU in words:
             return EngineError(
@@ -222,13 +228,17 @@ class EngineBuilder:
         return config
 
     def _with_memory(
-        self, plan: trt.IHostMemory, profiles: Sequence[EngineProfile]
+        self, plan: PlanFile, profiles: Sequence[EngineProfile]
     ) -> tuple[EngineProfile, ...]:
         """The profiles with the device memory that each needs, if a device is there to ask."""
         if not self._target.device or self._options.strip_weights:
             return tuple(profiles)
         runtime = self._bindings.Runtime(engine_logger(self._bindings))
-        engine = runtime.deserialize_cuda_engine(memory(plan))
+        with (
+            plan.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            engine = runtime.deserialize_cuda_engine(content)
         if engine is None:  # built for another GPU than the one at hand
             return tuple(profiles)
         return tuple(
@@ -237,17 +247,3 @@ class EngineBuilder:
             )
             for index, profile in enumerate(profiles)
         )
-
-
-def _write(plan: trt.IHostMemory, path: Path) -> tuple[int, str]:
-    """Writes an engine; its size and digest."""
-    digest = hashlib.sha256()
-    with path.open("wb") as stream:
-        for block in _blocks(memory(plan)):
-            digest.update(block)
-            stream.write(block)
-    return int(plan.nbytes), digest.hexdigest()
-
-
-def _blocks(plan: memoryview) -> Iterator[memoryview]:
-    return (plan[at : at + _BLOCK_BYTES] for at in range(0, plan.nbytes, _BLOCK_BYTES))

@@ -26,6 +26,7 @@ _HARMLESS = re.compile(
     r"Make sure (input|output) \w+ has Int64 binding"
     r"|Converting conv (activation|weight) scales to fp32"
 )
+_NO_DRIVER = "CUDA driver version is insufficient for CUDA runtime version"
 _UNUSED = re.compile(r"Unused Input: (\S+)")
 
 
@@ -51,6 +52,12 @@ class EngineLog:
     def errors(self) -> tuple[str, ...]:
         """What went wrong, in the order in which it was said."""
         return self._of("ERROR", "INTERNAL_ERROR")
+
+    @property
+    def reason(self) -> str:
+        """The last error that says why: a missing GPU is also told of where none is needed."""
+        telling = [text for text in self.errors if _NO_DRIVER not in text] or self.errors
+        return " ".join((telling or ("TensorRT says no more",))[-1].split())
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsInt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,15 +64,12 @@ def build_monitor(bindings: Bindings, tally: BuildTally) -> trt.IProgressMonitor
             self._phases = _Phases()
 
         def phase_start(
-            self,
-            phase_name: str,
-            parent_phase: str | None,
-            num_steps: int,  # type: ignore[override,unused-ignore]
+            self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt
         ) -> None:
-            self._phases.start(phase_name, parent_phase, num_steps)
+            self._phases.start(phase_name, parent_phase, int(num_steps))
 
-        def step_complete(self, phase_name: str, step: int) -> bool:  # type: ignore[override,unused-ignore]
-            self._phases.complete(phase_name, step, tally)
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
+            self._phases.complete(phase_name, int(step), tally)
             return not tally.is_stopped
 
         def phase_finish(self, phase_name: str) -> None:

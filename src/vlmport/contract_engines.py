@@ -206,8 +206,8 @@ class BuildOptions:
         prefill_chunk: most tokens of a prompt that the decoder takes in one call. A prompt whose
             tokens see each other both ways must fit in one.
         max_images: most images (or tiles) that the vision encoder takes in one call.
-        compute_capabilities: targets ("8.9"); empty for the GPU at hand, or for an engine that is
-            portable where no GPU is at hand.
+        compute_capabilities: targets ("8.9"); empty for engines of TensorRT-RTX that run on 8.0 and
+            later, and for those of the full TensorRT, which builds for the GPU at hand.
         masking: "lengths" gives attention layers the valid lengths; "mask" gives them an explicit
             mask tensor.
         refit: whether weights can be replaced later.

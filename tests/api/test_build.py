@@ -24,7 +24,8 @@ from vlmport.contract_engines import ENGINES_NAME
 from vlmport.engine_manifest import load_engine_set
 from vlmport.errors import BundleError, EngineError
 from vlmport.manifest import load_manifest, save_manifest
-from vlmport.runtime.engines import builder
+from vlmport.runtime.engines.plan_file import PlanFile
+from vlmport.runtime.engines.target import find_device
 
 FOLDER = "tensorrt-rtx-{}-portable"
 GRAPHS = ["vision_encoder", "projector", "embed_tokens", "decoder"]
@@ -177,6 +178,7 @@ def test_options_out_of_range_are_refused_before_anything_is_done(bare: Path) ->
     assert not (bare / "engines").exists()
 
 
+@pytest.mark.usefixtures("without_tensorrt")
 def test_a_module_that_is_not_installed_is_named(bare: Path) -> None:
     with pytest.raises(EngineError, match=r"tensorrt: .*pip install 'vlmport\[gpu\]'"):
         run(bare, backend="tensorrt")
@@ -190,16 +192,17 @@ def test_a_timing_cache_that_does_nothing_is_said(bundle: Path, tmp_path: Path) 
     assert not place.exists()
 
 
-def full_disk(times: int) -> Callable[..., tuple[int, str]]:
-    """Writes that many engines; then a part of one."""
-    write, left = builder._write, [times]
+def full_disk(times: int) -> Callable[[PlanFile, bytes], int]:
+    """Writes that many pieces of engines; then a part of one."""
+    write, left = PlanFile.write, [times]
 
-    def written(plan: Any, path: Path) -> tuple[int, str]:
+    def written(plan: PlanFile, data: bytes) -> int:
         if left[0] == 0:
-            path.write_bytes(b"a part")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            plan.path.write_bytes(b"a part")
+            plan.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(plan.path))
+            return 0
         left[0] -= 1
-        return write(plan, path)
+        return write(plan, data)
 
     return written
 
@@ -207,7 +210,7 @@ def full_disk(times: int) -> Callable[..., tuple[int, str]]:
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_full_disk_leaves_nothing(bare: Path, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(bare)
-    monkeypatch.setattr(builder, "_write", full_disk(1))
+    monkeypatch.setattr(PlanFile, "write", full_disk(3))
     with pytest.raises(EngineError, match=r"cannot be written \(No space left on device\)"):
         run(bare, jobs=jobs)
     assert files(bare) == before
@@ -218,7 +221,7 @@ def test_a_failed_build_leaves_what_was_there(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files(bundle)
-    monkeypatch.setattr(builder, "_write", full_disk(0))
+    monkeypatch.setattr(PlanFile, "write", full_disk(0))
     with pytest.raises(EngineError, match="No space left"):
         run(bundle, max_batch=2)
     assert files(bundle) == before
@@ -269,5 +272,6 @@ def test_engine_json_says_what_was_built(with_engines: Path) -> None:
     (folder,) = (with_engines / "engines").iterdir()
     content = json.loads((folder / ENGINES_NAME).read_text())
     assert content["options"]["backend"] == "tensorrt-rtx"
-    assert content["device"] == ""
+    device = find_device()
+    assert content["device"] == ("" if device is None else device.name)
     assert {engine["graph"] for engine in content["engines"]} == set(ALL)

@@ -44,8 +44,8 @@ def cached_attention(
         attributes: more of the nodes.
         names: of the Attention nodes; each works on what the one before it gives.
     """
-    rows = ["batch", KV_HEADS, CAPACITY, HEAD_DIM]
-    queries = ["batch", HEADS, "sequence_length", HEAD_DIM]
+    rows: list[str | int | None] = ["batch", KV_HEADS, CAPACITY, HEAD_DIM]
+    queries: list[str | int | None] = ["batch", HEADS, "sequence_length", HEAD_DIM]
     make = helper.make_tensor_value_info
     ports = [
         make("queries", dtype, queries),
@@ -55,7 +55,7 @@ def cached_attention(
         make("added", TensorProto.INT64, ["batch"]),
     ]
     if mask:
-        shape = ["batch", 1, "sequence_length", CAPACITY]
+        shape: list[str | int | None] = ["batch", 1, "sequence_length", CAPACITY]
         ports.append(make(mask, TensorProto.BOOL, shape))
     nodes = [
         helper.make_node("Add", ["written", "added"], ["lengths"]),

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto
 from support.engine_graphs import CAPACITY, ParsedGraph, cached_attention, parsed, source
 
 from vlmport.contract_engines import AttentionLayer
 from vlmport.errors import EngineError
 from vlmport.runtime.engines.attention import complete_attention
-from vlmport.runtime.engines.attention_check import check_attention
+from vlmport.runtime.engines.attention_check import check_attention, visible_keys
 from vlmport.runtime.engines.attention_layers import attention_layers
 from vlmport.runtime.engines.explicit_mask import add_visible_keys
 from vlmport.runtime.engines.network import tensors
@@ -232,3 +236,33 @@ def test_softcap_is_refused_in_the_parsers_words() -> None:
     with pytest.raises(EngineError, match=r"attend \(Attention\): .*softcap"):  # noqa: SIM117
         with parsed(cached_attention(attributes={"softcap": 50.0})):
             pass
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", [1, 3])
+def test_what_the_check_expects_is_what_onnx_runtime_computes(causal: bool, length: int) -> None:
+    generator = np.random.default_rng(0)
+    written = np.array([0, 5, CAPACITY - length], np.int64)
+    added = np.full(3, length, np.int64)
+
+    def rows(heads: int, count: int) -> NDArray[np.float32]:
+        return generator.normal(size=(3, heads, count, 16)).astype(np.float32)
+
+    inputs: dict[str, NDArray[Any]] = {
+        "queries": rows(4, length),
+        "keys": rows(2, CAPACITY),
+        "values": rows(2, CAPACITY),
+        "written": written,
+        "added": added,
+    }
+    by_lengths = answers(cached_attention(causal=causal, dtype=TensorProto.FLOAT), inputs)
+    mask = visible_keys(written + added, length, CAPACITY, causal=causal)
+    graph = cached_attention(causal=False, lengths="", mask="own", dtype=TensorProto.FLOAT)
+    by_mask = answers(graph, inputs | {"own": mask})
+    np.testing.assert_allclose(by_lengths, by_mask, atol=1e-6)
+
+
+def answers(model: onnx.ModelProto, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (found,) = session.run(["attend_output"], inputs)
+    return np.asarray(found)

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from support.engine_graphs import cached_attention, one_profile, parsed, source
@@ -15,7 +16,7 @@ from vlmport.runtime.engines.builder import BuildCancelledError, EngineBuilder
 from vlmport.runtime.engines.network import cache_aliases
 from vlmport.runtime.engines.ports import check_ports
 from vlmport.runtime.engines.progress import PERCENT, BuildWatch
-from vlmport.runtime.engines.target import choose_target
+from vlmport.runtime.engines.target import choose_target, find_device
 
 
 def build(
@@ -37,7 +38,6 @@ def test_builds_and_writes_an_engine(tmp_path: Path) -> None:
     engine = build(tmp_path, watch=BuildWatch(told.append, threading.Event()))
     path = tmp_path / "decoder.engine"
     assert (engine.file, engine.size) == (path.name, path.stat().st_size)
-    assert engine.profiles[0].activation_bytes is None  # there is no device to ask
     assert [layer.fused for layer in engine.attention] == [True]
     assert sum(told) == PERCENT
     assert len(told) > 5
@@ -68,10 +68,38 @@ def test_an_unknown_operator_is_refused_by_name(tmp_path: Path) -> None:
         build(tmp_path, model)
 
 
+@pytest.mark.skipif(find_device() is not None, reason="with a GPU it builds")
 @pytest.mark.parametrize("option", ["refit", "strip_weights"])
 def test_replaceable_weights_need_a_gpu(tmp_path: Path, option: str) -> None:
-    import numpy as np
+    model = with_weights()
+    with pytest.raises(EngineError, match="without a GPU; build it where one is, or leave"):
+        build(tmp_path, model, refit=option == "refit", strip_weights=option != "refit")
 
+
+@pytest.mark.gpu
+@pytest.mark.skipif(find_device() is None, reason="would have built engines to refit")
+@pytest.mark.parametrize("option", ["refit", "strip_weights"])
+def test_replaceable_weights_build_with_a_gpu(tmp_path: Path, option: str) -> None:
+    engine = build(
+        tmp_path, with_weights(), refit=option == "refit", strip_weights=option != "refit"
+    )
+    assert engine.size > 0
+
+
+@pytest.mark.skipif(find_device() is not None, reason="with a GPU it is known")
+def test_memory_of_a_profile_is_unknown_without_a_gpu(tmp_path: Path) -> None:
+    assert build(tmp_path).profiles[0].activation_bytes is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(find_device() is None, reason="would have asked for each profile's memory")
+def test_memory_of_a_profile_is_asked_of_the_gpu(tmp_path: Path) -> None:
+    memory = build(tmp_path).profiles[0].activation_bytes
+    assert memory is not None
+    assert memory >= 0
+
+
+def with_weights() -> onnx.ModelProto:
     model = cached_attention()
     weight = onnx.numpy_helper.from_array(np.ones((16, 16), np.float16), "weight")
     model.graph.initializer.append(weight)
@@ -79,8 +107,7 @@ def test_replaceable_weights_need_a_gpu(tmp_path: Path, option: str) -> None:
     attend.output[0] = "mixed"
     product = onnx.helper.make_node("MatMul", ["mixed", "weight"], ["attend_output"])
     model.graph.node.append(product)
-    with pytest.raises(EngineError, match="without a GPU; build it where one is, or leave"):
-        build(tmp_path, model, **{option: True})
+    return model
 
 
 def test_attention_that_has_a_kernel_alone_but_not_here_is_decomposed(

@@ -65,3 +65,14 @@ def test_an_inner_block_keeps_its_messages() -> None:
             say("ERROR", "inner")
         say("ERROR", "outer")
     assert (outer.errors, inner.errors) == (("outer",), ("inner",))
+
+
+def test_the_reason_is_not_the_missing_gpu() -> None:
+    missing = "cudaError 35: CUDA driver version is insufficient for CUDA runtime version"
+    with listening() as log:
+        assert log.reason == "TensorRT says no more"
+        say("ERROR", missing)
+        assert log.reason == missing
+        say("ERROR", "no kernel\n for it")
+        say("ERROR", missing)
+    assert log.reason == "no kernel for it"

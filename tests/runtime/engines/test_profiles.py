@@ -95,7 +95,7 @@ def test_an_unknown_axis_is_refused(sample_manifest: Manifest) -> None:
     ],
 )
 def test_impossible_options_are_refused(
-    sample_manifest: Manifest, change: dict[str, int], message: str
+    sample_manifest: Manifest, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(EngineError, match=message):
         check_options(sample_manifest, replace(OPTIONS, **change))
