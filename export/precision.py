@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlmport.export.family import ExportPlan
     from vlmport.export.tracing import GraphPort, TracedModule
 
-__all__ = ["TORCH_DTYPES", "default_dtype", "in_precision"]
+__all__ = ["TORCH_DTYPES", "default_dtype", "graph_in_precision", "in_precision"]
 
 TORCH_DTYPES: MappingProxyType[Precision, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -51,13 +51,22 @@ def in_precision(plan: ExportPlan, precision: Precision) -> ExportPlan:
         plan: as a family made it, in float32.
         precision: name of the element type.
     """
-    dtype = TORCH_DTYPES[precision]
     passed_on = {port.name for graph in plan.graphs for port in graph.outputs}
-    graphs = tuple(_graph_in(graph, dtype, passed_on) for graph in plan.graphs)
+    graphs = tuple(graph_in_precision(graph, precision, passed_on) for graph in plan.graphs)
     return replace(plan, graphs=graphs, kv_layout=replace(plan.kv_layout, dtype=precision))
 
 
-def _graph_in(graph: TracedModule, dtype: torch.dtype, passed_on: set[str]) -> TracedModule:
+def graph_in_precision(
+    graph: TracedModule, precision: Precision, passed_on: set[str]
+) -> TracedModule:
+    """One graph of a plan in another element type; see `in_precision`.
+
+    Args:
+        graph: in float32.
+        precision: name of the element type.
+        passed_on: names of what any graph of the plan gives out.
+    """
+    dtype = TORCH_DTYPES[precision]
     from_pictures = {
         port.name
         for port in graph.inputs

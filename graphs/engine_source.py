@@ -9,6 +9,7 @@ from onnx.external_data_helper import uses_external_data
 
 from vlmport.contract_engines import AttentionNode, EnginePort, EngineSource
 from vlmport.errors import GraphError
+from vlmport.graphs.tensorrt_form import tensorrt_form
 from vlmport.graphs.token_selection import selection_graphs
 
 if TYPE_CHECKING:
@@ -35,7 +36,13 @@ def engine_source(path: Path, graph: str, capacity: int) -> EngineSource:
     Raises:
         GraphError: if an Attention node has no name of its own.
     """
-    return source_of(onnx.load(str(path), load_external_data=False), path, graph, capacity)
+    changed = tensorrt_form(path)
+    proto = (
+        onnx.load(str(path), load_external_data=False)
+        if changed is None
+        else onnx.load_model_from_string(changed)
+    )
+    return source_of(proto, path, graph, capacity)
 
 
 def source_of(proto: onnx.ModelProto, path: Path, graph: str, capacity: int = 0) -> EngineSource:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from vlmport.graphs.value_types import MOVES, infer_types
 
-__all__ = ["EmulateBfloat16Pass"]
+__all__ = ["EmulateBfloat16Pass", "widen_weight"]
 
 
 class EmulateBfloat16Pass(ir.passes.InPlacePass):
@@ -36,7 +36,7 @@ class EmulateBfloat16Pass(ir.passes.InPlacePass):
         for value in (*inputs, *results):
             value.type = ir.TensorType(ir.DataType.FLOAT)
         for value in weights:
-            _widen_weight(model, nodes[0], value)
+            widen_weight(model, nodes[0], value)
         for value in results:
             node = value.producer()
             assert node is not None
@@ -51,7 +51,8 @@ def _is_half(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.BFLOAT16
 
 
-def _widen_weight(model: ir.Model, first: ir.Node, weight: ir.Value) -> None:
+def widen_weight(model: ir.Model, first: ir.Node, weight: ir.Value) -> None:
+    """Gives a weight's readers its float32 values, by a cast in front of the first node."""
     uses = list(weight.uses())  # without the cast
     cast = ir.node("Cast", [weight], {"to": int(ir.DataType.FLOAT)})
     cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vlmport.runtime.device.cuda import Cuda, Device
     from vlmport.runtime.engines.bindings import Bindings
 
-__all__ = ["LoadedEngines", "find_engines", "load_engines"]
+__all__ = ["LoadedEngines", "find_engines", "load_engine", "load_engines"]
 
 _AGAIN = "build the engines again with `vlmport build`"
 _PORTABLE = "portable"
@@ -123,7 +123,9 @@ def load_engines(
     if verify:
         _check_digests(folder, engines.engines)
     runtime = bindings.Runtime(engine_logger(bindings))
-    loaded = {one.graph: _load(folder / one.file, one, runtime, cuda) for one in engines.engines}
+    loaded = {
+        one.graph: load_engine(folder / one.file, one, runtime, cuda) for one in engines.engines
+    }
     return LoadedEngines(folder, engines, loaded, runtime)
 
 
@@ -175,7 +177,18 @@ def _check_digests(folder: Path, engines: Sequence[Engine]) -> None:
         raise EngineError(msg)
 
 
-def _load(path: Path, engine: Engine, runtime: trt.Runtime, cuda: Cuda) -> trt.ICudaEngine:
+def load_engine(path: Path, engine: Engine, runtime: trt.Runtime, cuda: Cuda) -> trt.ICudaEngine:
+    """Loads one engine onto the GPU.
+
+    Args:
+        path: of the file.
+        engine: what engine.json says of it.
+        runtime: must outlive it.
+        cuda: the GPU.
+
+    Raises:
+        EngineError: if it does not load, or is not what engine.json says.
+    """
     free, _ = cuda.memory()
     # A mapped file: an engine of many GiB does not lie in the host's memory a second time.
     with (

@@ -6,14 +6,17 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vlmport.cli.progress import RichProgress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlmport.api.build import BuildReport
+    from vlmport.api.explain_report import GraphExplanation
     from vlmport.api.memory_plan import MemoryPlan
     from vlmport.contract_engines import Engine
 
@@ -109,6 +112,22 @@ def build_command(
             help="Memory of the GPU that they are for; else what is free on the one here.",
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show each layer with its ONNX nodes, PyTorch modules and precision; with a GPU "
+            "also what is fused, and the kernels.",
+        ),
+    ] = False,
+    inspector_json: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --explain: what the engine inspector said elsewhere, named after its graph "
+            "(decoder.json); repeat it for more.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build TensorRT engines of a [bold]bundle[/bold].
@@ -119,11 +138,17 @@ def build_command(
 
     [dim]$[/dim] vlmport build [cyan]bundle/[/cyan] --max-length 2048
     """
+    if inspector_json and not explain:
+        raise typer.BadParameter(
+            "it explains nothing without --explain", param_hint="--inspector-json"
+        )
     from vlmport.api.build import build
     from vlmport.api.build_options import build_options
     from vlmport.api.memory_advice import available_memory, plan_memory
     from vlmport.api.memory_plan import check_fits
     from vlmport.manifest import load_manifest
+
+    inspected = _inspected(bundle, inspector_json or [])
 
     options = build_options(
         load_manifest(bundle),
@@ -147,11 +172,46 @@ def build_command(
         report = build(bundle, options, progress, output, timing_cache=timing_cache, jobs=jobs)
     for remark in report.remarks:
         typer.echo(f"note: {remark}", err=True)
+    graphs = _explained(bundle, report, inspected) if explain else ()
     if as_json:
-        content = {"folder": str(report.folder), "seconds": report.seconds}
-        typer.echo(json.dumps({**content, "reused": report.reused, **asdict(report.engines)}))
+        content: dict[str, Any] = {"folder": str(report.folder), "seconds": report.seconds}
+        content |= {"reused": report.reused, **asdict(report.engines)}
+        if explain:
+            from vlmport.api.explain_report import explanation_json
+
+            content["explanation"] = explanation_json(graphs)
+        typer.echo(json.dumps(content))
         return
     _show(report)
+    _show_explained(graphs)
+
+
+def _inspected(bundle: Path, files: list[Path]) -> dict[str, str]:
+    """Read before anything is built: a file that cannot be used is told at once."""
+    if not files:
+        return {}
+    from vlmport.api.explain_engines import check_inspector_files
+
+    return check_inspector_files(bundle, files)
+
+
+def _explained(
+    bundle: Path, report: BuildReport, inspected: dict[str, str]
+) -> tuple[GraphExplanation, ...]:
+    from vlmport.api.explain_engines import explain_engines
+
+    return explain_engines(bundle, report, inspected)
+
+
+def _show_explained(graphs: Sequence[GraphExplanation]) -> None:
+    if not graphs:
+        return
+    from rich.console import Console
+
+    from vlmport.api.explain_report import print_explanations
+
+    # Without a terminal rich assumes 80 columns, which would cut names off in a log.
+    print_explanations(graphs, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def _plan(plan: MemoryPlan, *, as_json: bool) -> None:

@@ -49,6 +49,14 @@ def parity_command(
     ] = None,
     backend: BackendOption = DEFAULT_BACKEND,
     engines: EnginesOption = None,
+    bisect: Annotated[
+        bool,
+        typer.Option(
+            "--bisect",
+            help="Find the first graph and layer of --backend tensorrt or tensorrt-rtx that "
+            "leaves tolerance beside the same bundle on the CPU.",
+        ),
+    ] = False,
     family_file: Annotated[
         Path | None,
         typer.Option(
@@ -64,6 +72,9 @@ def parity_command(
 
     A bundle whose layers have integer weights is compared with PyTorch in float32
     by the distributions of the next token instead of number by number.
+
+    With --bisect the bundle on TensorRT is compared with itself on the CPU, and a
+    layer that leaves tolerance is looked for; exits with 1 if there is one.
 
     [dim]$[/dim] vlmport parity [cyan]checkpoint/ bundle/[/cyan] --html report.html
     """
@@ -83,6 +94,8 @@ def parity_command(
         backend,
         engines,
     )
+    if bisect:
+        raise typer.Exit(_show_bisect(options, json_file, html_file))
     show = _show_quantized if has_integer_layers(bundle) else _show
     verdict = show(options, json_file, html_file)
     raise typer.Exit(1 if verdict == "FAIL" else 0)
@@ -112,6 +125,19 @@ def _show_quantized(options: ParityOptions, json_file: Path | None, html_file: P
     _write(json_file, lambda: quantized_report_json(report))
     _write(html_file, lambda: quantized_report_html(report))
     return report.verdict
+
+
+def _show_bisect(options: ParityOptions, json_file: Path | None, html_file: Path | None) -> int:
+    from vlmport.api.bisect_bundle import bisect_bundle
+    from vlmport.api.bisect_report import bisect_report_json, print_bisect_report
+
+    if html_file is not None:
+        raise typer.BadParameter("--bisect writes no HTML; use --json", param_hint="--html")
+    with RichProgress() as progress:
+        report = bisect_bundle(options, progress)
+    print_bisect_report(report, _console())
+    _write(json_file, lambda: bisect_report_json(report))
+    return 1 if report.first_fault is not None else 0
 
 
 def _console() -> Console:
