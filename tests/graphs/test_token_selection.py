@@ -7,10 +7,12 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import tensorrt_build
+from support.engine_builds import built_source, parsed_layers
+from support.engine_graphs import one_profile
 from support.token_selection import could_choose, greedy, host_choice, sampled, selection
 
 from vlmport.contract_engines import SELECT_GREEDY, SELECT_SAMPLED
+from vlmport.graphs.engine_source import source_of
 from vlmport.graphs.token_selection import selection_graphs
 from vlmport.runtime.sampling import SamplingOptions, TokenSampler
 
@@ -240,17 +242,15 @@ def test_a_fault_at_a_suppressed_token_does_not_matter() -> None:
 
 @pytest.mark.parametrize("vocab_size", [32000, 262144])
 @pytest.mark.parametrize("name", [SELECT_GREEDY, SELECT_SAMPLED])
-def test_graphs_build_with_tensorrt(
-    name: str, vocab_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(tensorrt_build.RANGES, "batch", (1, 1, 8))
+def test_graphs_build_with_tensorrt(name: str, vocab_size: int, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.onnx"
     model = selection_graphs(vocab_size)[name]
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
-    result = tensorrt_build.build_graph(path)
-    assert [w for w in result.warnings if "Make sure output token_ids has Int64" not in w] == []
+    source = source_of(model, path, name)
+    assert built_source(source, one_profile(source, batch=(1, 1, 8))).warnings == ()
+    layers = parsed_layers(path)
     # Rounded by TF32, limited to 3840, or without a promise: none of these may come in.
     unwanted = {"MATRIX_MULTIPLY", "TOPK", "SORT", "CUMULATIVE", "LOOP", "PLUGIN_V3"}
-    assert not unwanted & result.layers.keys()
-    assert result.layers["REDUCE"] >= 3
+    assert not unwanted & layers.keys()
+    assert layers["REDUCE"] >= 3
