@@ -6,10 +6,11 @@ import functools
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlmport.api.build_options import build_options
-from vlmport.contract_engines import BuildOptions, Engine
+from vlmport.contract_engines import BuildOptions, Engine, EngineProfile, EngineSource
 from vlmport.graphs.engine_source import engine_source
 from vlmport.manifest import load_manifest
 from vlmport.runtime.engines.bindings import load_bindings
@@ -20,7 +21,7 @@ from vlmport.runtime.engines.profiles import graph_profiles
 from vlmport.runtime.engines.progress import BuildWatch
 from vlmport.runtime.engines.target import choose_target
 
-__all__ = ["CAPACITY", "built", "parsed_layers", "small_options"]
+__all__ = ["CAPACITY", "built", "built_source", "parsed_layers", "small_options"]
 
 CAPACITY = 128  # rows of the cache
 
@@ -43,7 +44,8 @@ def parsed_layers(path: Path) -> Counter[str]:
 
 
 @functools.cache
-def _builder(options: BuildOptions) -> EngineBuilder:
+def _builder() -> EngineBuilder:
+    options = BuildOptions("tensorrt-rtx", 4, CAPACITY, CAPACITY, 4)
     bindings = load_bindings("tensorrt-rtx")
     return EngineBuilder(bindings, options, choose_target(bindings, options))
 
@@ -55,9 +57,13 @@ def built(path: Path, bundle: Path) -> Engine:
         path: <graph>.onnx.
         bundle: the graph, or one of the same ports, is part of it.
     """
-    options = small_options(bundle)
     source = engine_source(path, path.stem, CAPACITY)
-    profiles = graph_profiles(load_manifest(bundle), source, options)
+    profiles = graph_profiles(load_manifest(bundle), source, small_options(bundle))
+    return built_source(source, profiles)
+
+
+def built_source(source: EngineSource, profiles: Sequence[EngineProfile]) -> Engine:
+    """The engine of a graph with profiles of its own, whose file is gone."""
     watch = BuildWatch(lambda _: None, threading.Event())
     with tempfile.TemporaryDirectory() as folder:
-        return _builder(options).build(source, profiles, Path(folder), watch)[0]
+        return _builder().build(source, profiles, Path(folder), watch)[0]
