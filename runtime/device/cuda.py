@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["FUNCTIONS", "Cuda", "CudaError", "Device", "Event", "Stream", "load_cuda"]
+__all__ = [
+    "FUNCTIONS",
+    "Cuda",
+    "CudaError",
+    "Device",
+    "Event",
+    "Stream",
+    "find_device",
+    "load_cuda",
+]
 
 # What vlmport calls of cuda.bindings.runtime.
 FUNCTIONS = (
@@ -105,6 +114,14 @@ def load_cuda() -> Cuda:
         msg = f"cuda: {found}; expected cuda-python to drive a GPU; pip install 'vlmport[gpu]'"
         raise EngineError(msg) from error
     return Cuda(module)
+
+
+def find_device() -> Device | None:
+    """The GPU at hand; None without one that can be used, or without cuda-python."""
+    try:
+        return load_cuda().device()
+    except EngineError:
+        return None
 
 
 class Cuda:

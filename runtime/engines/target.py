@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from vlmport.errors import EngineError
+from vlmport.runtime.device.cuda import find_device
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -13,22 +14,9 @@ if TYPE_CHECKING:
     from vlmport.contract_engines import BuildOptions
     from vlmport.runtime.engines.bindings import Bindings, RtxBindings
 
-__all__ = ["PORTABLE", "Device", "Target", "choose_target", "find_device"]
+__all__ = ["PORTABLE", "Target", "choose_target"]
 
 PORTABLE = "portable"
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """The GPU at hand.
-
-    Attributes:
-        name: its maker's name for it.
-        capability: compute capability ("8.9").
-    """
-
-    name: str
-    capability: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +72,15 @@ def choose_target(bindings: Bindings, options: BuildOptions) -> Target:
             "there, or with --backend tensorrt-rtx, which needs none"
         )
         raise EngineError(msg)
-    if others := sorted(set(options.compute_capabilities) - {device.capability}):
+    capability = ".".join(map(str, device.capability))
+    if others := sorted(set(options.compute_capabilities) - {capability}):
         msg = (
             f"compute capability {', '.join(others)}: TensorRT builds for the GPU at hand alone "
-            f"({device.name}, {device.capability}); leave --compute-capability out, or use "
+            f"({device.name}, {capability}); leave --compute-capability out, or use "
             "--backend tensorrt-rtx"
         )
         raise EngineError(msg)
-    return Target(f"sm{device.capability.replace('.', '')}", (), name)
+    return Target(device.tag, (), name)
 
 
 def _capability_names(bindings: RtxBindings, wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -110,19 +99,3 @@ def _capability_names(bindings: RtxBindings, wanted: tuple[str, ...]) -> tuple[s
         )
         raise EngineError(msg)
     return tuple(known[capability] for capability in sorted(wanted, key=float))
-
-
-def find_device() -> Device | None:
-    """The first CUDA GPU; None without one, or without cuda-python."""
-    try:
-        import cuda.bindings.runtime as cuda
-    except ImportError:
-        return None
-    error, count = cuda.cudaGetDeviceCount()
-    if error != cuda.cudaError_t.cudaSuccess or not count:
-        return None
-    error, properties = cuda.cudaGetDeviceProperties(0)
-    if error != cuda.cudaError_t.cudaSuccess:
-        return None
-    name = bytes(properties.name).split(b"\0")[0].decode(errors="replace")
-    return Device(name, f"{properties.major}.{properties.minor}")

@@ -25,7 +25,6 @@ from vlmport.engine_manifest import load_engine_set
 from vlmport.errors import BundleError, EngineError
 from vlmport.manifest import load_manifest, save_manifest
 from vlmport.runtime.engines.plan_file import PlanFile
-from vlmport.runtime.engines.target import find_device
 
 FOLDER = "tensorrt-rtx-{}-portable"
 GRAPHS = ["vision_encoder", "projector", "embed_tokens", "decoder"]

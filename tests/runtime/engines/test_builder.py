@@ -11,12 +11,13 @@ from support.engine_graphs import cached_attention, one_profile, parsed, source
 
 from vlmport.contract_engines import BuildOptions, Engine
 from vlmport.errors import EngineError
+from vlmport.runtime.device.cuda import find_device
 from vlmport.runtime.engines.bindings import load_bindings
 from vlmport.runtime.engines.builder import BuildCancelledError, EngineBuilder
 from vlmport.runtime.engines.network import cache_aliases
 from vlmport.runtime.engines.ports import check_ports
 from vlmport.runtime.engines.progress import PERCENT, BuildWatch
-from vlmport.runtime.engines.target import choose_target, find_device
+from vlmport.runtime.engines.target import choose_target
 
 
 def build(

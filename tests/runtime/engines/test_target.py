@@ -7,10 +7,12 @@ import pytest
 
 from vlmport.contract_engines import BuildOptions
 from vlmport.errors import EngineError
+from vlmport.runtime.device.cuda import Device, find_device
 from vlmport.runtime.engines import target as module
 from vlmport.runtime.engines.bindings import load_bindings
-from vlmport.runtime.engines.target import Device, choose_target
+from vlmport.runtime.engines.target import choose_target
 
+IMAGINED = Device("Imagined 9000", (8, 9), 24 << 30, (13, 0), (13, 0))
 NOT_ASKED: Any = SimpleNamespace()  # the full TensorRT is not asked what it can build for
 
 
@@ -45,7 +47,7 @@ def test_full_tensorrt_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_full_tensorrt_builds_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_device", lambda: Device("Imagined 9000", "8.9"))
+    monkeypatch.setattr(module, "find_device", lambda: IMAGINED)
     found = choose_target(NOT_ASKED, options("tensorrt", "8.9"))
     assert (found.capability, found.names, found.device) == ("sm89", (), "Imagined 9000")
     with pytest.raises(EngineError, match=r"12\.0: TensorRT builds for the GPU at hand alone"):
@@ -53,9 +55,9 @@ def test_full_tensorrt_builds_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(module.find_device() is None, reason="would have compared the GPU's name")
+@pytest.mark.skipif(find_device() is None, reason="would have compared the GPU's name")
 def test_the_gpu_at_hand_has_a_name() -> None:
-    device = module.find_device()
+    device = find_device()
     assert device is not None
     assert device.name
-    assert float(device.capability) >= 7.5
+    assert device.capability >= (7, 5)
