@@ -24,6 +24,7 @@ from vlmport.contract_engines import ENGINES_NAME
 from vlmport.engine_manifest import load_engine_set
 from vlmport.errors import BundleError, EngineError
 from vlmport.manifest import load_manifest, save_manifest
+from vlmport.runtime.device.cuda import find_device
 from vlmport.runtime.engines.plan_file import PlanFile
 
 FOLDER = "tensorrt-rtx-{}-portable"
