@@ -46,12 +46,21 @@ def capture(cuda: Cuda, stream: Stream, queue: Callable[[], None]) -> CapturedGr
     Raises:
         EngineError: if something in it cannot be captured; the stream is as before.
     """
+    with _without_garbage_collection():
+        graph = _captured(cuda, stream, queue)
+    try:
+        executable = cuda.call("cudaGraphInstantiate", graph, _INSTANTIATE_DEFAULT)
+    finally:
+        cuda.call("cudaGraphDestroy", graph)
+    return CapturedGraph(cuda, executable)
+
+
+def _captured(cuda: Cuda, stream: Stream, queue: Callable[[], None]) -> Any:
     # Other threads may allocate meanwhile; only what this one does counts.
     mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     cuda.call("cudaStreamBeginCapture", stream.handle, mode)
     try:
-        with _without_garbage_collection():
-            queue()
+        queue()
     except BaseException:
         # Ends the capture; the graph is incomplete, and there is none if the capture was broken.
         _, graph = cuda.runtime.cudaStreamEndCapture(stream.handle)
@@ -59,12 +68,7 @@ def capture(cuda: Cuda, stream: Stream, queue: Callable[[], None]) -> CapturedGr
         if graph is not None and int(graph) != 0:
             cuda.call("cudaGraphDestroy", graph)
         raise
-    graph = cuda.call("cudaStreamEndCapture", stream.handle)
-    try:
-        executable = cuda.call("cudaGraphInstantiate", graph, _INSTANTIATE_DEFAULT)
-    finally:
-        cuda.call("cudaGraphDestroy", graph)
-    return CapturedGraph(cuda, executable)
+    return cuda.call("cudaStreamEndCapture", stream.handle)
 
 
 @contextlib.contextmanager

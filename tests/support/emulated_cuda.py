@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cuda.bindings import runtime as real
+import cuda.bindings.runtime as real
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -196,11 +196,13 @@ def check_interleaved(found: VisionLanguageModel, expected: VisionLanguageModel)
 def check_full_context(
     found: VisionLanguageModel, expected: VisionLanguageModel, max_length: int
 ) -> None:
-    """The answer fills the cache to its last row."""
-    [request] = loop_requests(1, max_new_tokens=1)
-    prompt = expected.generate_batch([request])[0].prompt_tokens
+    """An answer fills the cache to its last row, beside a longer row that ended before."""
+    short, long = loop_requests(2, max_new_tokens=1)
+    prompts = [one.prompt_tokens for one in expected.generate_batch([short, long])]
+    assert prompts[0] + 4 < prompts[1] + 2 <= max_length
     # The last token is chosen and never appended.
-    check_answers(found, expected, [replace(request, max_new_tokens=max_length - prompt)])
+    filling = replace(short, max_new_tokens=max_length - prompts[0])
+    check_answers(found, expected, [filling, replace(long, max_new_tokens=2)])
 
 
 def check_many_generations(

@@ -7,10 +7,10 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+import cuda.bindings.runtime as cuda_runtime
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda.bindings import runtime as cuda_runtime
 from hypothesis import given
 from hypothesis import strategies as st
 from support.emulated_cuda import EmulatedCuda
