@@ -43,6 +43,7 @@ SET = EngineSet(
     version="1.7",
     capability="portable",
     device="",
+    graphs_sha256="2" * 64,
     options=BuildOptions("tensorrt-rtx", 4, 64, 32, 1, ("8.9",)),
     engines=(ENGINE,),
     tools={"python": "3.11"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vlmport.contract_engines import ENGINES_FOLDER, ENGINES_NAME, SELECT_GREEDY, SELECT_SAMPLED
 from vlmport.engine_manifest import load_engine_set
 from vlmport.errors import EngineError
+from vlmport.manifest import graphs_digest
 from vlmport.runtime.device.sizes import in_words
 from vlmport.runtime.engines.log import engine_logger, listening
 from vlmport.runtime.engines.port_check import check_ports
@@ -152,6 +153,12 @@ def _check_set(folder: Path, engines: EngineSet, manifest: Manifest) -> None:
             f"{folder}: found engines without weights (--strip-weights); expected engines with "
             "them, as weights are not filled in when engines are opened; build them again without "
             "--strip-weights"
+        )
+        raise EngineError(msg)
+    if engines.graphs_sha256 != graphs_digest(manifest):
+        msg = (
+            f"{folder}: found engines of other graphs or weights than the bundle's; expected those "
+            f"that were built from it as it is; {_AGAIN}"
         )
         raise EngineError(msg)
     graphs = [graph.name for graph in manifest.graphs]

@@ -236,6 +236,7 @@ class EngineSet:
         version: of TensorRT; no other one can load the engines.
         capability: what they run on: "sm89", several joined by "+", or "portable".
         device: name of the GPU that they were built on; "" if there was none.
+        graphs_sha256: of the bundle's graphs and weights (`vlmport.manifest.graphs_digest`).
         options: what they were built for.
         engines: one for each graph of the bundle and for choosing tokens.
         tools: tool name -> version.
@@ -246,6 +247,7 @@ class EngineSet:
     version: str
     capability: str
     device: str
+    graphs_sha256: str
     options: BuildOptions
     engines: tuple[Engine, ...]
     tools: dict[str, str]

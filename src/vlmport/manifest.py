@@ -23,7 +23,7 @@ from vlmport.contract import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, Manifest
 from vlmport.errors import BundleError
 from vlmport.manifest_rules import manifest_faults
 
-__all__ = ["file_entry", "load_manifest", "save_manifest", "verify_files"]
+__all__ = ["file_entry", "graphs_digest", "load_manifest", "save_manifest", "verify_files"]
 
 _BLOCK_BYTES = 1 << 20
 _MANIFEST = TypeAdapter(Manifest)
@@ -115,6 +115,19 @@ def file_entry(root: Path, path: Path) -> FileEntry:
     """
     relative = path.relative_to(root).as_posix()
     return FileEntry(path=relative, size=path.stat().st_size, sha256=_sha256(path))
+
+
+def graphs_digest(manifest: Manifest) -> str:
+    """SHA-256 over the digests of a bundle's graphs and their weights, in their order.
+
+    Tokenizer, licence and reports do not count: what was made from the graphs stays right.
+    """
+    digests = {entry.path: entry.sha256 for entry in manifest.files}
+    content = hashlib.sha256()
+    for graph in manifest.graphs:
+        for path in sorted(path for path in digests if path.startswith(graph.file)):
+            content.update(f"{path} {digests[path]}\n".encode())
+    return content.hexdigest()
 
 
 def _read_manifest(bundle: Path) -> bytes:

@@ -22,7 +22,7 @@ from vlmport.contract_engines import (
 )
 from vlmport.engine_manifest import save_engine_set
 from vlmport.graphs.engine_source import engine_source, selection_sources
-from vlmport.manifest import load_manifest
+from vlmport.manifest import graphs_digest, load_manifest
 from vlmport.runtime import VisionLanguageModel
 from vlmport.runtime.backends.tensorrt import TensorRTBackend
 from vlmport.runtime.device.cuda import Cuda
@@ -71,7 +71,14 @@ def build_emulated(
         sources.append(source)
     engines = tuple(_engine(source, manifest, options, folder, version) for source in sources)
     found = EngineSet(
-        ENGINES_SCHEMA_VERSION, version, capability, "Emulated GPU", options, engines, {}
+        schema_version=ENGINES_SCHEMA_VERSION,
+        version=version,
+        capability=capability,
+        device="Emulated GPU",
+        graphs_sha256=graphs_digest(manifest),
+        options=options,
+        engines=engines,
+        tools={},
     )
     save_engine_set(folder, found)
     return found

@@ -142,6 +142,7 @@ class TensorRTSide:
             version=self.bindings.__version__,
             capability="",
             device="",
+            graphs_sha256="",
             options=_options(self._backend),
             engines=(engine,),
             tools={},

@@ -17,7 +17,7 @@ from vlmport.api.versions import library_versions
 from vlmport.contract_engines import ENGINES_FOLDER, ENGINES_SCHEMA_VERSION, EngineSet
 from vlmport.engine_manifest import load_engine_set, save_engine_set
 from vlmport.errors import EngineError
-from vlmport.manifest import load_manifest, verify_files
+from vlmport.manifest import graphs_digest, load_manifest, verify_files
 from vlmport.runtime.engines.bindings import load_bindings
 from vlmport.runtime.engines.builder import EngineBuilder
 from vlmport.runtime.engines.profiles import check_options
@@ -100,9 +100,12 @@ def build(
     plans = plan_engines(bundle, manifest, options, version, target.capability)
     reused = reusable_engines(folder, plans)
     remarks, cache = _timing_cache(options, timing_cache)
-    if len(reused) == len(plans) and (known := load_engine_set(folder)).options == options:
-        progress.finish()
-        return BuildReport(folder, known, tuple(reused), remarks, time.monotonic() - started)
+    graphs_sha256 = graphs_digest(manifest)
+    if len(reused) == len(plans):
+        known = load_engine_set(folder)
+        if (known.options, known.graphs_sha256) == (options, graphs_sha256):
+            progress.finish()
+            return BuildReport(folder, known, tuple(reused), remarks, time.monotonic() - started)
     builder = EngineBuilder(bindings, options, target, cache)
     work = _Work(builder, folder, reused, progress, jobs)
     with _new_folder(folder) as workspace:
@@ -111,6 +114,7 @@ def build(
             version=version,
             capability=target.capability,
             device=target.device,
+            graphs_sha256=graphs_sha256,
             options=options,
             engines=tuple(work.run(plans, workspace)),
             tools={**library_versions(), options.backend: version},

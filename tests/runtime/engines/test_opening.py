@@ -16,7 +16,7 @@ from support.emulated_tensorrt import EmulatedTensorRT
 from vlmport.contract_engines import ENGINES_FOLDER, ENGINES_NAME
 from vlmport.engine_manifest import load_engine_set, save_engine_set
 from vlmport.errors import EngineError
-from vlmport.manifest import load_manifest
+from vlmport.manifest import graphs_digest, load_manifest
 from vlmport.runtime.device.cuda import Cuda, Device
 from vlmport.runtime.engines.opening import find_engines, load_engines
 
@@ -161,6 +161,19 @@ def test_engines_without_weights_are_refused(trained_bundle: Path, folder: Path)
     engines = load_engine_set(folder)
     save_engine_set(folder, replace(engines, options=replace(engines.options, strip_weights=True)))
     with pytest.raises(EngineError, match=r"found engines without weights \(--strip-weights\)"):
+        load(trained_bundle, folder)
+
+
+def test_engines_of_other_weights(trained_bundle: Path, folder: Path) -> None:
+    manifest = load_manifest(trained_bundle)
+    changed = [
+        replace(one, sha256="0" * 64) if one.path == "decoder.onnx.data" else one
+        for one in manifest.files
+    ]
+    other = graphs_digest(replace(manifest, files=tuple(changed)))
+    assert other != graphs_digest(manifest)
+    save_engine_set(folder, replace(load_engine_set(folder), graphs_sha256=other))
+    with pytest.raises(EngineError, match="found engines of other graphs or weights than the bun"):
         load(trained_bundle, folder)
 
 
