@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 from support.engine_builds import CAPACITY, small_options
 from support.engine_table import ENGINE_ROWS, engine_row
-from support.trained import exported
-from tiny.recipes import EXAMPLES, RECIPES
+from support.trained import exported, quantized
+from tiny.recipes import RECIPES
 
 from vlmport.api.build import build
 from vlmport.api.progress import SilentProgress
-from vlmport.api.quantize import QuantizeOptions, quantize
-from vlmport.api.quantize_recipe import RecipeOptions
 from vlmport.calibration.default_recipes import TargetPrecision
 from vlmport.contract import Manifest
 from vlmport.contract_engines import SELECT_GREEDY, SELECT_SAMPLED, AttentionLayer, EngineSet
@@ -51,16 +49,6 @@ def test_every_engine_builds(family: str, variant: str, tmp_path: Path) -> None:
     for layer in attention_layers(report.engines):
         assert layer.fused == (layer.dtype != "float32"), layer
         assert bool(layer.reason) != layer.fused, layer
-
-
-def quantized(family: str, bundle: Path, precision: TargetPrecision, target: Path) -> Path:
-    """By the default recipe, on two questions."""
-    folder = "questions" if family == "tinyllava" else f"questions-{family}"
-    recipe = RecipeOptions(precision)
-    data = EXAMPLES / folder / "heldout.jsonl"
-    options = QuantizeOptions(bundle, target, recipe, calibration=data, max_samples=2)
-    quantize(options, SilentProgress())
-    return target
 
 
 def check_engines(manifest: Manifest, engines: EngineSet) -> None:
