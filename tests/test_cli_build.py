@@ -27,7 +27,7 @@ def test_builds_and_says_what_it_built(bundle: Path, run_cli: RunCli) -> None:
     assert "tensorrt-rtx" in out.splitlines()[0]
     assert "portable" in out.splitlines()[0]
     decoder = next(line for line in out.splitlines() if line.startswith("  decoder"))
-    assert "attention: 0 fused, 4 decomposed; mask: lower_right" in decoder
+    assert "attention: 0 fused, 4 decomposed; mask: lower_right, valid lengths" in decoder
     assert "decomposed: Attention operation was not supported by a dedicated kernel" in out
     assert "building decoder" in err
     assert "building" not in out

@@ -219,7 +219,8 @@ class Cuda:
             return _NO_DEVICE.format(error.name)
         _, driver = self.runtime.cudaDriverGetVersion()
         _, runtime = self.runtime.cudaRuntimeGetVersion()
-        wanted = ".".join(map(str, _version(runtime))) if runtime else "of cuda-python"
+        # Within a major version older drivers serve (CUDA's minor version compatibility).
+        wanted = str(_version(runtime)[0]) if runtime else "of cuda-python"
         found = f"one for CUDA {'.'.join(map(str, _version(driver)))}" if driver else "none"
         return (
             f"NVIDIA driver: found {found} ({error.name}); expected one for CUDA {wanted} or "

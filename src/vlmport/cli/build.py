@@ -247,8 +247,10 @@ def _attention(engine: Engine) -> str:
     if not engine.attention:
         return ""
     fused = sum(layer.fused for layer in engine.attention)
-    maskings = sorted({layer.masking for layer in engine.attention})
+    maskings = {layer.masking for layer in engine.attention}
+    if any(layer.lengths for layer in engine.attention):
+        maskings.add("valid lengths")
     return (
         f"attention: {fused} fused, {len(engine.attention) - fused} decomposed; "
-        f"mask: {', '.join(maskings)}"
+        f"mask: {', '.join(sorted(maskings - {'none'})) or 'none'}"
     )
