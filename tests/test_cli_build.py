@@ -58,7 +58,7 @@ def test_prints_one_json_object(bundle: Path, run_cli: RunCli, tmp_path: Path) -
         (("--max-batch", "0"), "max_batch: found 0; expected 1 or more"),
         (("--max-length", "999999"), "max_length: found 999999; expected 1 to 2048"),
         (("--compute-capability", "1.0"), "found 1.0; available are 7.5"),
-        (("--backend", "tensorrt"), "pip install 'vlmport[gpu]'"),
+        (("--backend", "tensorrt"), "pip install 'vlmport[tensorrt]'"),
         (("--jobs", "0"), "jobs: found 0"),
     ],
 )

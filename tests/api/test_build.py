@@ -180,7 +180,7 @@ def test_options_out_of_range_are_refused_before_anything_is_done(bare: Path) ->
 
 @pytest.mark.usefixtures("without_tensorrt")
 def test_a_module_that_is_not_installed_is_named(bare: Path) -> None:
-    with pytest.raises(EngineError, match=r"tensorrt: .*pip install 'vlmport\[gpu\]'"):
+    with pytest.raises(EngineError, match=r"tensorrt: .*pip install 'vlmport\[tensorrt\]'"):
         run(bare, backend="tensorrt")
 
 
