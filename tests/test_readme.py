@@ -23,6 +23,7 @@ PAGES = (
     "docs/gpu-loop.md",
     "docs/onnxruntime-gpu.md",
     "docs/token-selection.md",
+    "docs/measurements/engines.md",
     "docs/measurements/gpu.md",
     "docs/measurements/precision.md",
     "docs/onnxruntime-gpu.md",
