@@ -218,7 +218,7 @@ class EngineBuilder:
         config.clear_flag(flags.TF32)
         if graph in CAPTURED_GRAPHS and self._options.backend == "tensorrt-rtx":
             # Else an engine with large tensors allocates while it runs, which cannot be captured.
-            # Image graphs may hold NonZero, with which TensorRT-RTX refuses the flag.
+            # Other graphs may: with the flag, one with shapes that depend on data does not build.
             config.set_flag(cast("type[rtx.BuilderFlag]", flags).REQUIRE_USER_ALLOCATION)
         if self._options.refit:
             config.set_flag(flags.REFIT)
