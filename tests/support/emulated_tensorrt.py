@@ -275,7 +275,7 @@ class _Context:
             self._cuda.check_range(addresses[name], size, "device")
 
     def _lengths(self) -> dict[str, int]:
-        """Of the axes by their names; raises as TensorRT does where shapes contradict each other."""
+        """Of the axes by their names; raises as TensorRT does if they contradict each other."""
         lengths: dict[str, int] = {}
         for port in self._loaded.engine.inputs:
             for axis, length in zip(port.shape, self._shapes[port.name], strict=True):
