@@ -83,7 +83,7 @@ class RunningEngines:
         if context is None:
             msg = f"{graph}: TensorRT makes no execution context ({'; '.join(log.errors)})"
             raise EngineError(f"{msg}; free memory of the GPU, or build smaller engines")
-        selected = EngineContext(self, graph, profile, context)
+        selected = EngineContext(self, graph, profile, context, config)
         # TensorRT refuses less than the engine's device_memory_size_v2, whatever the profile needs;
         # this is as much as the largest engine wants.
         context.set_device_memory(self._activations.address, self._activations.size)
@@ -108,13 +108,19 @@ class EngineContext:
     """
 
     def __init__(
-        self, running: RunningEngines, graph: str, profile: str, context: trt.IExecutionContext
+        self,
+        running: RunningEngines,
+        graph: str,
+        profile: str,
+        context: trt.IExecutionContext,
+        config: trt.IRuntimeConfig,
     ) -> None:
         self.engine = running.engines.engine(graph)
         self.version = 0
         self._is_rtx = running.is_rtx
         self._stream = running.stream
         self._context = context
+        self._config = config  # the context hands it out, and is not said to copy it
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         index, self._profile = profile_of(self.engine, profile)

@@ -11,6 +11,7 @@ import ctypes
 import enum
 import functools
 import json
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,16 +162,17 @@ class _LoadedEngine:
         if config.strategy is not _Strategy.USER_MANAGED:
             raise MisuseError("the emulation has no memory of its own for a context")
         self.module.contexts += 1
-        strategy = config.dynamic_shapes_kernel_specialization_strategy
-        return _Context(self, is_eager=strategy is _Specialization.EAGER)
+        return _Context(self, config)
 
 
 class _Context:
     """IExecutionContext."""
 
-    def __init__(self, loaded: _LoadedEngine, *, is_eager: bool) -> None:
+    def __init__(self, loaded: _LoadedEngine, config: _Config) -> None:
         self._loaded = loaded
-        self._is_eager = is_eager
+        strategy = config.dynamic_shapes_kernel_specialization_strategy
+        self._is_eager = strategy is _Specialization.EAGER
+        self._config = weakref.ref(config)
         self._cuda = loaded.module.cuda
         self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -249,6 +251,8 @@ class _Context:
 
     def _check(self) -> None:
         ports = self._loaded.ports
+        if self._config() is None:
+            raise MisuseError("the context's configuration is gone")
         if missing := [*self.infer_shapes(), *(ports.keys() - self._addresses.keys())]:
             raise MisuseError(f"no shape or no address: {missing}")
         if self._memory[1] < _ACTIVATIONS:
