@@ -119,8 +119,10 @@ class EngineContext:
         self.version = 0
         self._is_rtx = running.is_rtx
         self._stream = running.stream
+        # The context hands its configuration out and is not said to copy it. It goes before the
+        # context, which holds the engine that made it: attributes go in this order.
+        self._config = config
         self._context = context
-        self._config = config  # the context hands it out, and is not said to copy it
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         index, self._profile = profile_of(self.engine, profile)
