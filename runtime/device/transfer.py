@@ -8,7 +8,7 @@ import numpy as np
 
 from vlmport.runtime.device.cuda import Event
 from vlmport.runtime.device.memory import PinnedBlock
-from vlmport.runtime.device.sizes import size_of
+from vlmport.runtime.device.sizes import ALIGNMENT, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +79,9 @@ class Transfer:
         if self._pinned is None or self._pinned.size < size:
             if self._pinned is not None:
                 self._pinned.close()
-            self._pinned = PinnedBlock(self._cuda, {"bytes": ("uint8", (size,))})
+            # As long as the block, which is aligned: a larger array may still fit into it.
+            length = max(-(-size // ALIGNMENT), 1) * ALIGNMENT
+            self._pinned = PinnedBlock(self._cuda, {"bytes": ("uint8", (length,))})
         return self._pinned["bytes"]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mmap
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from vlmport.contract_engines import Engine
+from vlmport.contract_engines import CAPTURED_GRAPHS, Engine
 from vlmport.errors import EngineError
 from vlmport.runtime.engines.attention import complete_attention
 from vlmport.runtime.engines.attention_check import check_attention
@@ -158,7 +158,7 @@ class EngineBuilder:
     ) -> tuple[PlanFile, _Network]:
         """Builds; once more with decomposed attention if a kernel that was there alone is not."""
         while True:
-            config = self._config(builder, profiles, tally)
+            config = self._config(builder, source.graph, profiles, tally)
             plan = PlanFile(path)
             writer = plan_writer(self._bindings, plan)
             done = builder.build_serialized_network_to_stream(network.definition, config, writer)
@@ -203,7 +203,11 @@ class EngineBuilder:
         return config
 
     def _config(
-        self, builder: trt.Builder, profiles: Sequence[EngineProfile], tally: BuildTally
+        self,
+        builder: trt.Builder,
+        graph: str,
+        profiles: Sequence[EngineProfile],
+        tally: BuildTally,
     ) -> trt.IBuilderConfig:
         bindings, flags = self._bindings, self._bindings.BuilderFlag
         config = self._probe_config(builder)
@@ -211,6 +215,10 @@ class EngineBuilder:
         config.profiling_verbosity = bindings.ProfilingVerbosity.DETAILED
         # It is on by default and would round float32 to 10 bits.
         config.clear_flag(flags.TF32)
+        if graph in CAPTURED_GRAPHS and self._options.backend == "tensorrt-rtx":
+            # Else an engine with large tensors allocates while it runs, which cannot be captured.
+            # Other graphs may: with the flag, one with shapes that depend on data does not build.
+            config.set_flag(cast("Any", flags).REQUIRE_USER_ALLOCATION)
         if self._options.refit:
             config.set_flag(flags.REFIT)
         if self._options.strip_weights:

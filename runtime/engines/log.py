@@ -41,7 +41,7 @@ class EngineLog:
 
     def __init__(self) -> None:
         self._messages: list[_Message] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see `_listeners_lock`
 
     def add(self, severity: str, text: str) -> None:
         """Keeps a message."""
@@ -84,7 +84,8 @@ class EngineLog:
 # A build says most from the thread that asked for it. What TensorRT says from a thread of its own
 # belongs to one of the builds that are under way, so that all of them get it.
 _listeners: dict[int, EngineLog] = {}
-_listeners_lock = threading.Lock()
+# Garbage that is collected while it is held may hold a context, which logs when it goes.
+_listeners_lock = threading.RLock()
 
 
 @contextlib.contextmanager

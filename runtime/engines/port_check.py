@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 def check_ports(path: Path, engine: Engine, loaded: trt.ICudaEngine) -> None:
-    """Checks names, element types, addresses that must be equal, and the number of profiles.
+    """Checks names, element types, places, addresses that must be equal, and profiles' number.
 
     Args:
         path: of the engine, for the message.
@@ -58,6 +58,9 @@ def _faults(engine: Engine, loaded: trt.ICudaEngine) -> Iterator[str]:
         dtype = _DTYPES.get(loaded.get_tensor_dtype(port.name).name, "another type")
         if dtype != port.dtype:
             yield f"{port.name} is {dtype}, expected {port.dtype}"
+        # TensorRT reads what shapes follow from on the host; here everything lies on the GPU.
+        if loaded.get_tensor_location(port.name).name != "DEVICE":
+            yield f"{port.name} must lie on the host, expected on the GPU"
     yield from _alias_faults(engine.outputs, loaded)
     if loaded.num_optimization_profiles != len(engine.profiles):
         yield (

@@ -83,7 +83,9 @@ class RunningEngines:
         if context is None:
             msg = f"{graph}: TensorRT makes no execution context ({'; '.join(log.errors)})"
             raise EngineError(f"{msg}; free memory of the GPU, or build smaller engines")
-        selected = EngineContext(self, graph, profile, context)
+        selected = EngineContext(self, graph, profile, context, config)
+        # TensorRT refuses less than the engine's device_memory_size_v2, whatever the profile needs;
+        # this is as much as the largest engine wants.
         context.set_device_memory(self._activations.address, self._activations.size)
         return selected
 
@@ -106,19 +108,28 @@ class EngineContext:
     """
 
     def __init__(
-        self, running: RunningEngines, graph: str, profile: str, context: trt.IExecutionContext
+        self,
+        running: RunningEngines,
+        graph: str,
+        profile: str,
+        context: trt.IExecutionContext,
+        config: trt.IRuntimeConfig,
     ) -> None:
         self.engine = running.engines.engine(graph)
         self.version = 0
         self._is_rtx = running.is_rtx
         self._stream = running.stream
+        # The context hands its configuration out and is not said to copy it. It goes before the
+        # context, which holds the engine that made it: attributes go in this order.
+        self._config = config
         self._context = context
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         index, self._profile = profile_of(self.engine, profile)
-        if not context.set_optimization_profile_async(index, int(running.stream)):
-            msg = f"{graph}: TensorRT does not take profile {profile}; build the engines again"
-            raise EngineError(msg)
+        with listening() as log:
+            is_set = context.set_optimization_profile_async(index, int(running.stream))
+        if not is_set:
+            raise EngineError(self._refused(f"the profile {profile}", log.errors))
         running.stream.synchronize()
 
     def largest(self, port: str, axis: int) -> int:
@@ -141,14 +152,26 @@ class EngineContext:
             for name, shape in wanted.items():
                 if not self._context.set_input_shape(name, shape):
                     raise EngineError(self._refused(f"the shape {shape} of {name}", log.errors))
-            if missing := self._context.infer_shapes():
+            try:
+                missing = self._context.infer_shapes()
+            except RuntimeError as error:  # shapes that contradict each other
+                said = (*log.errors, str(error))
+                raise EngineError(self._refused(f"the shapes {wanted}", said)) from error
+            if missing:
                 raise EngineError(self._refused(f"shapes without {missing}", log.errors))
         self._shapes = wanted
 
     def output_shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an output that follows from those of the inputs."""
+        """The shape of an output that follows from those of the inputs.
+
+        Raises:
+            EngineError: if it depends on their content.
+        """
         dimensions = self._context.get_tensor_shape(name)
-        return tuple(dimensions[axis] for axis in range(len(dimensions)))
+        shape = tuple(dimensions[axis] for axis in range(len(dimensions)))
+        if any(length < 0 for length in shape):  # known only after a run
+            raise EngineError(self._refused(f"to tell the shape of {name} from the inputs'", ()))
+        return shape
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Says where every input and output lies; outputs in place lie where their input does."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "CAPTURED_GRAPHS",
     "ENGINES_FOLDER",
     "ENGINES_NAME",
     "ENGINES_SCHEMA_VERSION",
@@ -34,6 +35,8 @@ ENGINES_SCHEMA_VERSION = 1
 # Engines that belong to no graph of the bundle: they choose the next token from the logits.
 SELECT_GREEDY = "select_greedy"
 SELECT_SAMPLED = "select_sampled"
+# What a decode step runs, which is captured into a CUDA graph.
+CAPTURED_GRAPHS = ("embed_tokens", "decoder", SELECT_GREEDY, SELECT_SAMPLED)
 
 TensorRTName = Literal["tensorrt", "tensorrt-rtx"]
 

@@ -11,6 +11,7 @@ import ctypes
 import enum
 import functools
 import json
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,7 @@ class EmulatedTensorRT:
 
     Attributes:
         contexts: how many execution contexts were made.
+        host_ports: names of ports that must lie on the host.
     """
 
     ILogger = _Logger
@@ -90,6 +92,7 @@ class EmulatedTensorRT:
         self.cuda = cuda
         self.capturable = capturable
         self.contexts = 0
+        self.host_ports: frozenset[str] = frozenset()
 
     def Runtime(self, logger: Any) -> _Runtime:  # noqa: N802  the name is TensorRT's
         """Makes what loads engines."""
@@ -146,6 +149,9 @@ class _LoadedEngine:
     def get_tensor_dtype(self, name: str) -> _Named:
         return _Named(_NAMES[self.ports[name].dtype])
 
+    def get_tensor_location(self, name: str) -> _Named:
+        return _Named("HOST" if name in self.module.host_ports else "DEVICE")
+
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return self.ports[name].aliases or None
 
@@ -156,16 +162,17 @@ class _LoadedEngine:
         if config.strategy is not _Strategy.USER_MANAGED:
             raise MisuseError("the emulation has no memory of its own for a context")
         self.module.contexts += 1
-        strategy = config.dynamic_shapes_kernel_specialization_strategy
-        return _Context(self, is_eager=strategy is _Specialization.EAGER)
+        return _Context(self, config)
 
 
 class _Context:
     """IExecutionContext."""
 
-    def __init__(self, loaded: _LoadedEngine, *, is_eager: bool) -> None:
+    def __init__(self, loaded: _LoadedEngine, config: _Config) -> None:
         self._loaded = loaded
-        self._is_eager = is_eager
+        strategy = config.dynamic_shapes_kernel_specialization_strategy
+        self._is_eager = strategy is _Specialization.EAGER
+        self._config = weakref.ref(config)
         self._cuda = loaded.module.cuda
         self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -207,7 +214,11 @@ class _Context:
         return name in self._loaded.ports
 
     def infer_shapes(self) -> list[str]:
-        return [port.name for port in self._loaded.engine.inputs if port.name not in self._shapes]
+        inputs = self._loaded.engine.inputs
+        missing = [port.name for port in inputs if port.name not in self._shapes]
+        if not missing:
+            self._lengths()
+        return missing
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self._output_shapes()[name] if name not in self._shapes else self._shapes[name]
@@ -240,6 +251,8 @@ class _Context:
 
     def _check(self) -> None:
         ports = self._loaded.ports
+        if self._config() is None:
+            raise MisuseError("the context's configuration is gone")
         if missing := [*self.infer_shapes(), *(ports.keys() - self._addresses.keys())]:
             raise MisuseError(f"no shape or no address: {missing}")
         if self._memory[1] < _ACTIVATIONS:
@@ -265,13 +278,17 @@ class _Context:
             size = size_of(port.dtype, shapes[name])
             self._cuda.check_range(addresses[name], size, "device")
 
-    def _output_shapes(self) -> dict[str, tuple[int, ...]]:
-        engine = self._loaded.engine
+    def _lengths(self) -> dict[str, int]:
+        """Of the axes by their names; raises as TensorRT does if they contradict each other."""
         lengths: dict[str, int] = {}
-        for port in engine.inputs:
+        for port in self._loaded.engine.inputs:
             for axis, length in zip(port.shape, self._shapes[port.name], strict=True):
                 if isinstance(axis, str) and lengths.setdefault(axis, length) != length:
-                    raise MisuseError(f"{port.name}: {axis} is {length} and {lengths[axis]}")
+                    raise RuntimeError(f"{port.name}: {axis} is {length} and {lengths[axis]}")
+        return lengths
+
+    def _output_shapes(self) -> dict[str, tuple[int, ...]]:
+        engine, lengths = self._loaded.engine, self._lengths()
         if all(
             isinstance(axis, int) or axis in lengths
             for port in engine.outputs

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import tensorrt_rtx
 from support.engine_graphs import cached_attention, one_profile, parsed, source
 
 from vlmport.contract_engines import BuildOptions, Engine
@@ -24,12 +26,13 @@ def build(
     folder: Path,
     model: onnx.ModelProto | None = None,
     watch: BuildWatch | None = None,
+    graph: str = "decoder",
     **options: Any,
 ) -> Engine:
     asked = BuildOptions("tensorrt-rtx", 4, 32, 16, 1, **options)
     bindings = load_bindings("tensorrt-rtx")
     builder = EngineBuilder(bindings, asked, choose_target(bindings, asked))
-    found = source(cached_attention() if model is None else model)
+    found = replace(source(cached_attention() if model is None else model), graph=graph)
     watch = watch or BuildWatch(lambda _: None, threading.Event())
     return builder.build(found, one_profile(found), folder, watch)[0]
 
@@ -123,6 +126,24 @@ def test_attention_that_has_a_kernel_alone_but_not_here_is_decomposed(
     assert (layer.fused, layer.reason) == (False, "has a kernel alone, but not in this network")
 
 
+@pytest.mark.parametrize(("graph", "expected"), [("decoder", True), ("vision_encoder", False)])
+def test_engines_of_a_decode_step_allocate_nothing_while_they_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: str, expected: bool
+) -> None:
+    flag = tensorrt_rtx.BuilderFlag.REQUIRE_USER_ALLOCATION
+    found: list[bool] = []
+    configure: Any = EngineBuilder._config
+
+    def spy(*arguments: Any) -> Any:
+        config = configure(*arguments)
+        found.append(config.get_flag(flag))
+        return config
+
+    monkeypatch.setattr(EngineBuilder, "_config", spy)
+    build(tmp_path, graph=graph)
+    assert found == [expected]
+
+
 @pytest.mark.parametrize(
     ("capabilities", "smaller"), [(("8.9",), True), (("8.0", "8.6", "8.9", "12.0"), False)]
 )
@@ -144,8 +165,6 @@ def test_ports_of_another_graph_are_refused() -> None:
 
 
 def test_a_cache_that_is_not_updated_in_place_is_refused() -> None:
-    from dataclasses import replace
-
     with parsed(cached_attention()) as found:
         assert cache_aliases(found.bindings, found.network, found.source) == {}
         expected = replace(found.source, cache_updates=2)

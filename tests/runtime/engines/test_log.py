@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 
+from vlmport.runtime.engines import log as log_module
 from vlmport.runtime.engines.bindings import load_bindings
 from vlmport.runtime.engines.log import EngineLog, engine_logger, listening
 
@@ -76,3 +77,17 @@ def test_the_reason_is_not_the_missing_gpu() -> None:
         say("ERROR", "no kernel\n for it")
         say("ERROR", missing)
     assert log.reason == "no kernel for it"
+
+
+def test_garbage_may_speak_while_a_message_is_kept() -> None:
+    spoken = threading.Event()
+
+    def work() -> None:
+        with listening() as log:
+            with log_module._listeners_lock, log._lock:  # where a collection may begin
+                say("ERROR", "gone")
+            assert log.errors == ("gone",)
+        spoken.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert spoken.wait(20)

@@ -206,3 +206,12 @@ def test_ports_that_are_not_those_of_engine_json(trained_bundle: Path, folder: P
         EngineError, match=r"found the ports \[.*'inputs_embeds'.*expected \[.*'emb"
     ):
         load(trained_bundle, folder)
+
+
+def test_a_port_that_must_lie_on_the_host(trained_bundle: Path, folder: Path) -> None:
+    cuda = EmulatedCuda()
+    bindings: Any = EmulatedTensorRT(cuda, VERSION)
+    bindings.host_ports = frozenset({"write_indices"})
+    engines, manifest = load_engine_set(folder), load_manifest(trained_bundle)
+    with pytest.raises(EngineError, match="write_indices must lie on the host, expected on the GP"):
+        load_engines(folder, engines, manifest, bindings, Cuda(cuda))

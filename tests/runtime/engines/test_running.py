@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import tensorrt_rtx
 from support.emulated_cuda import EmulatedCuda
-from support.emulated_engines import build_emulated, default_options
+from support.emulated_engines import build_emulated, default_options, open_emulated
 
 from vlmport.engine_manifest import load_engine_set
 from vlmport.errors import EngineError
@@ -32,6 +32,7 @@ USED = {
         "device_memory_size_v2",
         "get_aliased_input_tensor",
         "get_tensor_dtype",
+        "get_tensor_location",
         "get_tensor_name",
         "num_io_tensors",
         "num_optimization_profiles",
@@ -135,3 +136,12 @@ def test_a_fixed_shape_is_compared(decoder: Engine) -> None:
 def test_a_profile_that_is_missing(decoder: Engine) -> None:
     with pytest.raises(EngineError, match="found the profiles prefill, decode; expected default"):
         profile_of(decoder, "default")
+
+
+def test_shapes_that_contradict_each_other(trained_bundle: Path, folder: Path) -> None:
+    found = open_emulated(trained_bundle, folder)
+    context = found.backend._contexts.prefill
+    shapes = shapes_of(context.engine) | {"write_indices": (1,)}
+    with pytest.raises(EngineError, match=r"decoder: TensorRT refuses the shapes .*batch is 1 and"):
+        context.set_shapes(shapes)
+    found.backend.close()
