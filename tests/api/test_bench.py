@@ -21,7 +21,7 @@ from vlmport.api.bench_device import CpuBandwidth, environment
 from vlmport.api.bench_points import decode_points, first_token_points
 from vlmport.api.bench_prompts import BenchPrompt, PromptMaker, bench_pictures
 from vlmport.api.bench_report import BenchReport
-from vlmport.api.bench_worker import NotRun, Worker, peak_rss_bytes
+from vlmport.api.bench_worker import NotRun, Worker, _Decode, peak_rss_bytes
 from vlmport.api.progress import SilentProgress
 from vlmport.backend_names import BackendName
 from vlmport.errors import InputError, ParityError
@@ -218,8 +218,11 @@ def test_a_worker_outlives_what_it_cannot_do(trained_bundle: Path, maker: Prompt
         assert "found 3 places for images" in answer.reason
         assert isinstance(worker.first_token(maker.make(0, 64, 1)), float)
         assert (worker.memory().peak_rss_bytes or 0) > 0
+        # Interrupted: nobody takes the answer any more, and the process ends without a word.
+        worker._connection.send(_Decode(maker.make(0, 64, 20), 2, 20))
     finally:
         worker.close()
+    assert worker._process.exitcode == 0
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def _attention(engine: Engine) -> str:
     if not engine.attention:
         return ""
     fused = sum(layer.fused for layer in engine.attention)
-    maskings = {layer.masking for layer in engine.attention}
+    maskings: set[str] = {layer.masking for layer in engine.attention}
     if any(layer.lengths for layer in engine.attention):
         maskings.add("valid lengths")
     return (
