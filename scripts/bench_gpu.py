@@ -44,6 +44,7 @@ from vlmport.api.quantize import QuantizeOptions, quantize
 from vlmport.api.quantize_recipe import RecipeOptions
 from vlmport.backend_names import BACKENDS
 from vlmport.calibration.recipe import ActivationMethod, WeightMethod
+from vlmport.errors import InputError
 from vlmport.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -254,8 +255,12 @@ def _speedups(bundles: dict[str, Path], backend: str, run: _Run) -> list[_Goal]:
             spec = ContenderSpec(
                 backend, bundle, None, None, "float16", is_on_gpu(backend), threads
             )
-            workers[name] = worker = Worker(spec)
-            stack.callback(worker.close)
+            try:
+                workers[name] = worker = Worker(spec)
+            except InputError as error:  # the other bundles still have figures
+                workers[name] = NotRun(str(error))
+            else:
+                stack.callback(worker.close)
         probe = bandwidth_probe(run.read_bytes, threads, on_gpu=is_on_gpu(backend))
         measured = measure_in_turn(points, workers, probe, run.rounds, 0.3, SilentProgress())
     [point] = points

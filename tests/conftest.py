@@ -17,6 +17,7 @@ from support.engine_table import (
     kernel_table,
 )
 from support.parity_table import ROWS, ParityRow, table
+from support.run_folder import keep_run_folder
 
 from vlmport.contract import (
     SCHEMA_VERSION,
@@ -44,8 +45,12 @@ TRAINED_CHECKPOINT = REPOSITORY / "examples" / "tinyllava"
 GRAPH_NAMES = ("vision_encoder", "projector", "embed_tokens", "decoder")
 
 
-def pytest_configure() -> None:
-    """Lets torch list its operators once a process: it does so for every graph, 0.3 s each time."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets processes share bundles, and torch list its operators once a process.
+
+    It would do so for every graph, 0.3 s each time.
+    """
+    keep_run_folder(config)
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:  # the runtime is also tested without torch
@@ -90,7 +95,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def trained_bundle() -> Path:
-    """The bundle of the trained checkpoint, exported once a process; tests must not change it."""
+    """The bundle of the trained checkpoint, exported once a run; tests must not change it."""
     from support.trained import exported
 
     return exported(TRAINED_CHECKPOINT.name)

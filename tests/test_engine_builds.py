@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.engine_builds import CAPACITY, small_options
+from support.engine_builds import CAPACITY, built, small_options
 from support.engine_table import ENGINE_ROWS, engine_row
 from support.trained import exported, quantized
 from tiny.recipes import RECIPES
@@ -90,8 +89,6 @@ def attention_layers(engines: EngineSet) -> Iterator[AttentionLayer]:
 @pytest.mark.parametrize("family", sorted(RECIPES))
 def test_every_decoder_builds_with_an_explicit_mask(family: str, tmp_path: Path) -> None:
     bundle = quantized(family, exported(family), "fp16", tmp_path / "fp16")
-    options = replace(small_options(bundle), masking="mask")
-    engines = build(bundle, options, SilentProgress(), tmp_path / "engines").engines
-    decoder = engines.engine("decoder")
+    decoder = built(bundle / "decoder.onnx", bundle, "mask")
     assert {(layer.masking, layer.lengths) for layer in decoder.attention} == {("tensor", "")}
     assert all(layer.fused for layer in decoder.attention)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import onnx_ir as ir
 
 from vlmport.graphs.value_types import MOVES, infer_types
 
-__all__ = ["EmulateBfloat16Pass", "widen_weight"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["EmulateBfloat16Pass", "widen_values_"]
 
 
 class EmulateBfloat16Pass(ir.passes.InPlacePass):
@@ -28,30 +33,44 @@ class EmulateBfloat16Pass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place; `modified` says whether anything was bfloat16."""
-        infer_types(model)
-        weights = [v for v in model.graph.initializers.values() if _is_half(v)]
-        nodes = list(model.graph)
-        results = [value for node in nodes for value in node.outputs if _is_half(value)]
-        inputs = [value for value in model.graph.inputs if _is_half(value)]
-        for value in (*inputs, *results):
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-        for value in weights:
-            widen_weight(model, nodes[0], value)
+        results, modified = widen_values_(model, (ir.DataType.BFLOAT16,))
         for value in results:
             node = value.producer()
             assert node is not None
-            if node.op_type == "Cast":
-                node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
             if node.op_type not in MOVES:
                 _round(model, node, value)
-        return ir.passes.PassResult(model, bool(weights or inputs or results))
+        return ir.passes.PassResult(model, modified)
 
 
-def _is_half(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.BFLOAT16
+def widen_values_(model: ir.Model, dtypes: Collection[ir.DataType]) -> tuple[list[ir.Value], bool]:
+    """Makes values of half precision float32, weights by casts in front of all nodes.
+
+    Args:
+        model: the graph; its weights stay as they are in the file.
+        dtypes: what counts as half precision.
+
+    Returns:
+        The results of nodes among them, in order, and whether there was anything to widen.
+
+    Raises:
+        GraphError: if the type of a node's output is not known, or it holds a graph of its own.
+    """
+    infer_types(model)
+    nodes = list(model.graph)
+    weights = [value for value in model.graph.initializers.values() if value.dtype in dtypes]
+    results = [value for node in nodes for value in node.outputs if value.dtype in dtypes]
+    inputs = [value for value in model.graph.inputs if value.dtype in dtypes]
+    for value in (*inputs, *results):
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+    for value in weights:
+        _widen_weight(model, nodes[0], value)
+    for node in nodes:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in dtypes:
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+    return results, bool(weights or inputs or results)
 
 
-def widen_weight(model: ir.Model, first: ir.Node, weight: ir.Value) -> None:
+def _widen_weight(model: ir.Model, first: ir.Node, weight: ir.Value) -> None:
     """Gives a weight's readers its float32 values, by a cast in front of the first node."""
     uses = list(weight.uses())  # without the cast
     cast = ir.node("Cast", [weight], {"to": int(ir.DataType.FLOAT)})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from vlmport.errors import GraphError
-from vlmport.graphs.passes.emulate_bfloat16 import widen_weight
-from vlmport.graphs.value_types import infer_types
+from vlmport.graphs.passes.emulate_bfloat16 import widen_values_
 
 __all__ = ["WidenHalfPass"]
 
@@ -32,24 +31,9 @@ class WidenHalfPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place; `modified` says whether anything was in half precision."""
-        infer_types(model)
-        nodes = list(model.graph)
-        weights = [value for value in model.graph.initializers.values() if _is_half(value)]
-        results = [value for node in nodes for value in node.outputs if _is_half(value)]
-        inputs = [value for value in model.graph.inputs if _is_half(value)]
-        for value in (*inputs, *results):
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-        for value in weights:
-            widen_weight(model, nodes[0], value)
-        for node in nodes:
-            if node.op_type == "Cast" and node.attributes["to"].as_int() in _HALF:
-                node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+        results, modified = widen_values_(model, _HALF)
         _check_makers(results)
-        return ir.passes.PassResult(model, bool(weights or inputs or results))
-
-
-def _is_half(value: ir.Value) -> bool:
-    return value.dtype in _HALF
+        return ir.passes.PassResult(model, modified)
 
 
 def _check_makers(results: list[ir.Value]) -> None:

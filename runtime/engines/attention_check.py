@@ -16,7 +16,7 @@ from vlmport.contract_engines import AttentionLayer
 from vlmport.errors import EngineError
 from vlmport.runtime.engines.attention_layers import paired_layers
 from vlmport.runtime.engines.network_values import NetworkValues
-from vlmport.runtime.engines.ports import numpy_name
+from vlmport.runtime.engines.ports import type_name
 from vlmport.runtime.engines.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class _Checker:
         return AttentionLayer(
             layer=layer.name,
             node=node.name,
-            dtype=numpy_name(queries.dtype),
+            dtype=type_name(queries.dtype),
             num_heads=int(queries.shape[1]),
             num_kv_heads=int(keys.shape[1]),
             head_dim=int(queries.shape[3]),

@@ -20,7 +20,7 @@ from vlmport.runtime.engines.network import (
     parse_network,
 )
 from vlmport.runtime.engines.plan_file import PlanFile, plan_writer
-from vlmport.runtime.engines.ports import check_ports, with_aliases
+from vlmport.runtime.engines.ports import check_network_ports, with_aliases
 from vlmport.runtime.engines.progress import PERCENT, BuildTally, build_monitor
 from vlmport.runtime.engines.shapes import dims
 
@@ -139,7 +139,7 @@ class EngineBuilder:
     ) -> _Network:
         bindings = self._bindings
         definition, parser = parse_network(bindings, builder, source, log, engine_logger(bindings))
-        check_ports(definition, source)
+        check_network_ports(definition, source)
         aliases = cache_aliases(bindings, definition, source)
         complete_attention(bindings, definition, source, self._options.masking)
         reasons = self._kernels.decompose_where_needed(definition, profiles)

@@ -13,7 +13,7 @@ from vlmport.errors import EngineError
 from vlmport.manifest import graphs_digest
 from vlmport.runtime.device.sizes import in_words
 from vlmport.runtime.engines.log import engine_logger, listening
-from vlmport.runtime.engines.port_check import check_ports
+from vlmport.runtime.engines.ports import check_engine_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -207,7 +207,7 @@ def load_engine(path: Path, engine: Engine, runtime: trt.Runtime, cuda: Cuda) ->
         loaded: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(content)
     if loaded is None:
         raise EngineError(_refusal(path, engine, head, log.errors, free))
-    check_ports(path, engine, loaded)
+    check_engine_ports(path, engine, loaded)
     return loaded
 
 

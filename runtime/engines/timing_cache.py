@@ -30,8 +30,11 @@ class TimingCache:
         """Gives a build what is known so far.
 
         Raises:
-            EngineError: if the file is there and cannot be used.
+            EngineError: if the file is there and cannot be used, or its folder is missing.
         """
+        if not self._path.parent.is_dir():  # else told by `keep`, when a build has taken minutes
+            msg = f"{self._path}: no such folder {self._path.parent}; make it first"
+            raise EngineError(msg)
         with self._lock:
             try:
                 content = self._path.read_bytes() if self._path.exists() else b""

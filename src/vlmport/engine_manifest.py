@@ -14,7 +14,7 @@ from vlmport.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["load_engine_set", "save_engine_set"]
+__all__ = ["load_engine_set", "read_engine_set", "save_engine_set"]
 
 _ENGINE_SET = TypeAdapter(EngineSet)
 _AGAIN = "build the engines again with `vlmport build`"
@@ -29,6 +29,19 @@ def load_engine_set(folder: Path) -> EngineSet:
     Raises:
         EngineError: if it is missing, damaged or newer than this vlmport, or an engine is missing
             or of another size; all faults at once.
+    """
+    engines = read_engine_set(folder)
+    if faults := list(_faults(folder, engines)):
+        msg = f"{folder}: {'; '.join(faults)}; {_AGAIN}"
+        raise EngineError(msg)
+    return engines
+
+
+def read_engine_set(folder: Path) -> EngineSet:
+    """Reads engine.json alone.
+
+    Raises:
+        EngineError: if it is missing, damaged or newer than this vlmport.
     """
     path = folder / ENGINES_NAME
     try:
@@ -47,17 +60,13 @@ def load_engine_set(folder: Path) -> EngineSet:
         )
         raise EngineError(msg)
     try:
-        engines = _ENGINE_SET.validate_python(content)
+        return _ENGINE_SET.validate_python(content)
     except ValidationError as error:
         found = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
         )
         msg = f"{path}: {found}; {_AGAIN}"
         raise EngineError(msg) from error
-    if faults := list(_faults(folder, engines)):
-        msg = f"{folder}: {'; '.join(faults)}; {_AGAIN}"
-        raise EngineError(msg)
-    return engines
 
 
 def save_engine_set(folder: Path, engines: EngineSet) -> None:

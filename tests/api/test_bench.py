@@ -21,10 +21,10 @@ from vlmport.api.bench_device import CpuBandwidth, environment
 from vlmport.api.bench_points import decode_points, first_token_points
 from vlmport.api.bench_prompts import BenchPrompt, PromptMaker, bench_pictures
 from vlmport.api.bench_report import BenchReport
-from vlmport.api.bench_worker import NotRun, Worker, peak_rss_bytes
+from vlmport.api.bench_worker import NotRun, Worker, _Decode, peak_rss_bytes
 from vlmport.api.progress import SilentProgress
 from vlmport.backend_names import BackendName
-from vlmport.errors import InputError
+from vlmport.errors import InputError, ParityError
 from vlmport.machine.gpus import find_gpus
 from vlmport.machine.requirements import requirements
 from vlmport.manifest import load_manifest
@@ -218,8 +218,11 @@ def test_a_worker_outlives_what_it_cannot_do(trained_bundle: Path, maker: Prompt
         assert "found 3 places for images" in answer.reason
         assert isinstance(worker.first_token(maker.make(0, 64, 1)), float)
         assert (worker.memory().peak_rss_bytes or 0) > 0
+        # Interrupted: nobody takes the answer any more, and the process ends without a word.
+        worker._connection.send(_Decode(maker.make(0, 64, 20), 2, 20))
     finally:
         worker.close()
+    assert worker._process.exitcode == 0
 
 
 @pytest.mark.parametrize(
@@ -233,12 +236,20 @@ def test_a_worker_outlives_what_it_cannot_do(trained_bundle: Path, maker: Prompt
         ({"batches": (0,)}, "--batch: found 0"),
         ({"contexts": ()}, "--context: found nothing"),
         ({"images": (-1,)}, "--images: found -1"),
-        ({"rounds": 0}, "--rounds: found 0"),
+        ({"rounds": 0}, "--rounds: found 0; expected 1 or more"),
+        ({"threads": 0}, "--threads: found 0"),
+        ({"checkpoint": Path("model")}, "found model, which PyTorch alone needs"),
     ],
 )
 def test_options_that_make_no_sense(fields: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         BenchOptions(Path("bundle"), **fields)  # type: ignore[arg-type]
+
+
+def test_pytorch_must_have_what_the_bundle_was_made_from(trained_bundle: Path) -> None:
+    other = options(trained_bundle, against=("torch",), checkpoint=EXAMPLES / "fuyu")
+    with pytest.raises(ParityError, match="was not made from"):
+        bench(other, SilentProgress())
 
 
 def test_reading_takes_longer_than_nothing() -> None:

@@ -119,10 +119,15 @@ def test_a_bundle_without_damage_is_within_tolerance(bundle: Path) -> None:
     assert report.graphs[-1].runs >= 4
 
 
-def test_a_changed_weight_is_found(bundle: Path, tmp_path: Path) -> None:
-    report = search_damaged(bundle, tmp_path, decoder=scale_weight(DOWN, 1.01))
-    found = fault(report)
-    assert faulty(report) == ["decoder"]
+@pytest.fixture(scope="module")
+def weight_report(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> BisectReport:
+    folder = tmp_path_factory.mktemp("weight")
+    return search_damaged(bundle, folder, decoder=scale_weight(DOWN, 1.01))
+
+
+def test_a_changed_weight_is_found(weight_report: BisectReport) -> None:
+    found = fault(weight_report)
+    assert faulty(weight_report) == ["decoder"]
     assert (found.graph, found.operator, found.module) == ("decoder", "MatMul", DOWN)
     assert found.found == "marked"
     assert found.sources_ratio == 0.0
@@ -264,8 +269,8 @@ def test_a_fault_that_any_mark_hides_is_told_of_the_output(bundle: Path, tmp_pat
     assert found.value == "present_key_values.2.key"
 
 
-def test_report_is_printed_and_written(bundle: Path, tmp_path: Path) -> None:
-    report = search_damaged(bundle, tmp_path, decoder=scale_weight(DOWN, 1.01))
+def test_report_is_printed_and_written(weight_report: BisectReport, tmp_path: Path) -> None:
+    report = weight_report
     with Console(record=True, width=160, file=(tmp_path / "out").open("w")) as console:
         print_bisect_report(report, console)
     text = " ".join(console.export_text().split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -140,7 +141,7 @@ def test_a_prompt_in_one_piece_is_shortened_with_the_length(trained_bundle: Path
     assert planner.plan(whole).fits is None
 
 
-@pytest.mark.parametrize("size", [0.0, -1.0])
+@pytest.mark.parametrize("size", [0.0, -1.0, math.nan, math.inf])
 def test_a_gpu_without_memory_is_refused(size: float) -> None:
     with pytest.raises(InputError, match="--device-memory: found"):
         available_memory(size)

@@ -10,7 +10,7 @@ from support.parity_fakes import FakeModel, fake_cases
 from vlmport.api.parity import ParityOptions, check_source, parity, select_cases
 from vlmport.api.progress import SilentProgress
 from vlmport.contract import Manifest, SourceCheckpoint
-from vlmport.errors import BundleError, InputError, ParityError
+from vlmport.errors import BundleError, CheckpointError, InputError, ParityError
 from vlmport.manifest import file_entry, save_manifest
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def test_another_checkpoint_is_refused_with_all_differences(
     )
     assert "tower/model.bin has sha256" in message
     assert "names the checkpoint 'original'; compare it with that one" in message
+
+
+def test_a_missing_checkpoint_is_not_called_another_one(manifest: Manifest) -> None:
+    with pytest.raises(CheckpointError, match="missing: no such checkpoint"):
+        check_source(Path("missing"), Path("bundle"), manifest, SilentProgress())
 
 
 def test_a_file_of_another_size_is_told_without_hashing(

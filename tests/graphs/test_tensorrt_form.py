@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from support.graph_runs import save
 from support.paligemma_checkpoints import PaliGemmaRecipe, make_paligemma
 from support.single_engines import build_single
 
 from vlmport.api.export import traced_graph
+from vlmport.calibration.half_precision import half_precision_
 from vlmport.errors import EngineError
 from vlmport.export.family import plan_checkpoint
-from vlmport.export.precision import in_precision
 from vlmport.export.stream import save_graph
 from vlmport.graphs.tensorrt_form import tensorrt_form
 from vlmport.runtime.backends.onnxruntime import open_session
@@ -22,7 +24,7 @@ from vlmport.runtime.backends.onnxruntime import open_session
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vlmport.contract import Precision
+    from vlmport.calibration.half_precision import HalfKind
 
 # Layers with a window and layers without take turns; the window is shorter than the prompts.
 RECIPE = PaliGemmaRecipe("gemma2", kv_heads=2, layers=2, tower_layers=1, sliding_window=8)
@@ -52,14 +54,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """<precision>/decoder.onnx and projector.onnx."""
     folder = tmp_path_factory.mktemp("paligemma2")
     _, plan = plan_checkpoint(make_paligemma(folder / "checkpoint", RECIPE))
-    kinds: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
-    for precision in kinds:
+    (folder / "float32").mkdir()
+    for graph in plan.graphs:
+        if graph.name in {"decoder", "projector"}:
+            path = folder / "float32" / f"{graph.name}.onnx"
+            save_graph(traced_graph(graph), path, plan.store, lambda _: None)
+    kinds: dict[str, HalfKind] = {"float16": "fp16", "bfloat16": "bf16"}
+    for precision, kind in kinds.items():  # tracing in half precision takes seconds
         (folder / precision).mkdir()
-        wanted = {"decoder"} if precision != "float32" else {"decoder", "projector"}
-        for graph in in_precision(plan, precision).graphs:
-            if graph.name in wanted:
-                path = folder / precision / f"{graph.name}.onnx"
-                save_graph(traced_graph(graph), path, plan.store, lambda _: None)
+        model = ir.load(folder / "float32" / "decoder.onnx")
+        half_precision_(model, kind, None, {"logits"})
+        save(model, folder / precision / "decoder.onnx")
     return folder
 
 

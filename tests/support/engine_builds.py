@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from vlmport.api.build_options import build_options
 from vlmport.contract_engines import BuildOptions, Engine, EngineProfile, EngineSource
@@ -44,26 +45,31 @@ def parsed_layers(path: Path) -> Counter[str]:
 
 
 @functools.cache
-def _builder() -> EngineBuilder:
-    options = BuildOptions("tensorrt-rtx", 4, CAPACITY, CAPACITY, 4)
+def _builder(masking: Literal["lengths", "mask"]) -> EngineBuilder:
+    options = BuildOptions("tensorrt-rtx", 4, CAPACITY, CAPACITY, 4, masking=masking)
     bindings = load_bindings("tensorrt-rtx")
     return EngineBuilder(bindings, options, choose_target(bindings, options))
 
 
-def built(path: Path, bundle: Path) -> Engine:
+def built(path: Path, bundle: Path, masking: Literal["lengths", "mask"] = "lengths") -> Engine:
     """The engine of a graph, whose file is gone.
 
     Args:
         path: <graph>.onnx.
         bundle: the graph, or one of the same ports, is part of it.
+        masking: as in `BuildOptions`.
     """
     source = engine_source(path, path.stem, CAPACITY)
     profiles = graph_profiles(load_manifest(bundle), source, small_options(bundle))
-    return built_source(source, profiles)
+    return built_source(source, profiles, masking)
 
 
-def built_source(source: EngineSource, profiles: Sequence[EngineProfile]) -> Engine:
+def built_source(
+    source: EngineSource,
+    profiles: Sequence[EngineProfile],
+    masking: Literal["lengths", "mask"] = "lengths",
+) -> Engine:
     """The engine of a graph with profiles of its own, whose file is gone."""
     watch = BuildWatch(lambda _: None, threading.Event())
     with tempfile.TemporaryDirectory() as folder:
-        return _builder().build(source, profiles, Path(folder), watch)[0]
+        return _builder(masking).build(source, profiles, Path(folder), watch)[0]

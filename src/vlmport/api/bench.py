@@ -18,6 +18,7 @@ from vlmport.api.bench_report import BENCH_SCHEMA_VERSION, Bandwidth, BenchRepor
 from vlmport.api.bench_rounds import measure_in_turn
 from vlmport.api.bench_tables import contender_figures, decode_figures, first_token_figures
 from vlmport.api.bench_worker import NotRun, Worker
+from vlmport.api.parity import check_source
 from vlmport.backend_names import BACKENDS, DEFAULT_BACKEND
 from vlmport.errors import InputError, close_matches
 from vlmport.machine.requirements import require_backend
@@ -88,20 +89,29 @@ class BenchOptions:
         if self.checkpoint is None and set(self.against) & set(TORCH_CONTENDERS):
             msg = "--against torch: found no checkpoint; give the bundle's source with --checkpoint"
             raise InputError(msg)
+        if self.checkpoint is not None and not set(self.against) & set(TORCH_CONTENDERS):
+            msg = (
+                f"--checkpoint: found {self.checkpoint}, which PyTorch alone needs; add --against "
+                "torch, or leave it out"
+            )
+            raise InputError(msg)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         counts = {
             "--batch": self.batches,
             "--context": self.contexts,
             "--prompt-tokens": self.prompt_tokens,
             "--new-tokens": (self.new_tokens,),
             "--rounds": (self.rounds,),
+            "--threads": (1 if self.threads is None else self.threads,),
+            "--images": self.images,
         }
         for option, values in counts.items():
-            if not values or min(values) < 1:
-                msg = f"{option}: found {', '.join(map(str, values)) or 'nothing'}; expected 1 up"
-                raise InputError(msg)
-        if not self.images or min(self.images) < 0:
-            msg = f"--images: found {', '.join(map(str, self.images)) or 'nothing'}; expected 0 up"
-            raise InputError(msg)
+            least = 0 if option == "--images" else 1
+            if not values or min(values) < least:
+                found = ", ".join(map(str, values)) or "nothing"
+                raise InputError(f"{option}: found {found}; expected {least} or more")
 
 
 def bench(options: BenchOptions, progress: Progress) -> BenchReport:
@@ -109,12 +119,16 @@ def bench(options: BenchOptions, progress: Progress) -> BenchReport:
 
     Raises:
         BundleError: if the bundle cannot be opened.
+        CheckpointError: if there is no such checkpoint.
+        ParityError: if the bundle was made from another checkpoint.
         VlmportError: if the bundle cannot run on the backend that was asked for. Whatever else
             cannot run is in the report, with the reason.
     """
     manifest = load_manifest(options.bundle)
     require_backend(options.backend, options.bundle, options.engines)
     verify_files(options.bundle, manifest, hashes=True)
+    if options.checkpoint is not None:
+        check_source(options.checkpoint, options.bundle, manifest, progress)
     threads = options.threads or usable_cores()
     maker = PromptMaker(options.bundle, manifest)
     points: tuple[Point, ...] = (

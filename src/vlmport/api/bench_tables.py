@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vlmport.api.bench_contenders import TORCH_CONTENDERS, is_on_gpu
 from vlmport.api.bench_points import DecodePoint, FirstTokenPoint
 from vlmport.api.bench_report import (
@@ -16,6 +14,7 @@ from vlmport.api.bench_report import (
     spread,
 )
 from vlmport.api.bench_worker import NotRun
+from vlmport.runtime.device.sizes import itemsize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from vlmport.contract import Manifest
 
 __all__ = ["contender_figures", "decode_bytes", "decode_figures", "first_token_figures"]
-
-# bfloat16 is none of numpy's types.
-_ITEM_SIZES = {"bfloat16": 2}
 
 
 def contender_figures(
@@ -89,8 +85,8 @@ def decode_bytes(manifest: Manifest, batch: int, context: int, steps: int) -> in
         steps: over which is averaged.
     """
     layout = manifest.kv_layout
-    a_token = layout.bytes_per_token(_item_size(layout.dtype))
-    embedding = manifest.dimensions.hidden_size * _item_size(manifest.precision)
+    a_token = layout.bytes_per_token(itemsize(layout.dtype))
+    embedding = manifest.dimensions.hidden_size * itemsize(manifest.precision)
     read = context + (steps + 1) / 2
     weights = manifest.graph("decoder").parameter_bytes
     return weights + round(batch * (a_token * (read + 1) + embedding))
@@ -133,7 +129,3 @@ def _ratio(measured: Measurement, point: Point, name: str) -> Spread | None:
 
 def _scaled(samples: list[float] | None, factor: float) -> Spread | None:
     return spread([factor * sample for sample in samples]) if samples else None
-
-
-def _item_size(dtype: str) -> int:
-    return _ITEM_SIZES.get(dtype) or np.dtype(dtype).itemsize

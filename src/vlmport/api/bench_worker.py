@@ -155,12 +155,13 @@ def _serve(connection: Connection, spec: ContenderSpec) -> None:
     os.dup2(2, 1)  # what libraries print is no result of the command
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other side ends this process
     opened = _attempt(lambda: _open(spec))
-    if isinstance(opened, NotRun):
-        connection.send(opened)
-        return
-    contender, device = opened
-    connection.send(_Opened(contender.computes))
-    with contextlib.suppress(EOFError):  # the other side has closed: the work is done
+    # The other side has closed: the work is done, or was interrupted.
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        if isinstance(opened, NotRun):
+            connection.send(opened)
+            return
+        contender, device = opened
+        connection.send(_Opened(contender.computes))
         while True:
             command: _Command = connection.recv()
             connection.send(_attempt(functools.partial(_obey, contender, device, command)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import vlmport
 from vlmport.contract_engines import ENGINES_FOLDER, ENGINES_NAME
-from vlmport.engine_manifest import load_engine_set
+from vlmport.engine_manifest import read_engine_set
 from vlmport.errors import EngineError
 from vlmport.graphs.engine_source import engine_source, selection_sources
 from vlmport.manifest import file_entry
@@ -129,9 +129,9 @@ def _digest(
 
 
 def reusable_engines(folder: Path, plans: Sequence[EnginePlan]) -> dict[str, Engine]:
-    """Graph -> engine that is there and follows from the same; none if the folder is damaged."""
+    """Graph -> engine that is there, undamaged, and follows from the same."""
     try:
-        known = load_engine_set(folder)
+        known = read_engine_set(folder)
     except EngineError:
         return {}  # missing or damaged: everything is built
     wanted = {plan.source.graph: plan.source_sha256 for plan in plans}
@@ -139,5 +139,7 @@ def reusable_engines(folder: Path, plans: Sequence[EnginePlan]) -> dict[str, Eng
         engine.graph: engine
         for engine in known.engines
         if wanted.get(engine.graph) == engine.source_sha256
+        and engine.file == f"{engine.graph}.engine"  # no path that leads elsewhere
+        and (folder / engine.file).is_file()
         and file_entry(folder, folder / engine.file).sha256 == engine.sha256
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlmport.api.explain_report import ExplainedLayer
 from vlmport.runtime.engines.network import layers
+from vlmport.runtime.engines.ports import type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,23 +17,17 @@ if TYPE_CHECKING:
     from vlmport.api.explain_nodes import GraphNodes
     from vlmport.runtime.engines.bindings import Bindings
 
-__all__ = ["explain_network", "nodes_of_metadata", "type_name"]
+__all__ = ["explain_network", "nodes_of_metadata"]
 
 # What TensorRT's parser writes into the metadata of a layer; a fused one has several, with a unit
 # separator between them.
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _ATTENTION = "_AttentionInput"  # that the parser puts behind a node's name
-_TYPES = {"BF16": "bfloat16", "FLOAT": "float32", "HALF": "float16"}
 
 
 def nodes_of_metadata(metadata: str) -> tuple[str, ...]:
     """The ONNX nodes that a layer's metadata names, each once."""
     return tuple(dict.fromkeys(_METADATA.findall(metadata)))
-
-
-def type_name(dtype: trt.DataType) -> str:
-    """Numpy's name of an element type where it has one."""
-    return _TYPES.get(dtype.name, dtype.name.lower())
 
 
 def explain_network(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vlmport.api.memory_plan import Memory, Planner, item_size
+from vlmport.api.memory_plan import Memory, Planner
 from vlmport.errors import InputError, VlmportError
 from vlmport.manifest import load_manifest
 from vlmport.runtime.device.cuda import load_cuda
+from vlmport.runtime.device.sizes import itemsize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,10 +56,10 @@ def available_memory(device_memory: float | None) -> Memory | None:
         device_memory: GiB; None to ask the GPU at hand.
 
     Raises:
-        InputError: if it is not above 0.
+        InputError: if it is no number above 0.
     """
     if device_memory is not None:
-        if device_memory <= 0:
+        if not 0 < device_memory < math.inf:
             msg = f"--device-memory: found {device_memory:g}; expected GiB above 0"
             raise InputError(msg)
         return Memory(int(device_memory * (1 << 30)), "given by --device-memory")
@@ -134,7 +136,7 @@ def _smaller_precisions(planner: Planner) -> tuple[_Smaller, ...]:
 
 def _estimate(planner: Planner, plan: MemoryPlan, smaller: _Smaller) -> float:
     decoder = planner.manifest.graph("decoder").parameter_bytes
-    weights = decoder / item_size(planner.manifest.precision) * smaller.decoder_bytes
+    weights = decoder / itemsize(planner.manifest.precision) * smaller.decoder_bytes
     others = plan.weight_bytes - decoder
     if not smaller.is_half:
         return weights + others + plan.cache_bytes + plan.activation_bytes + plan.buffer_bytes

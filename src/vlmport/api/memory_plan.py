@@ -13,6 +13,7 @@ from vlmport.contract_engines import SELECT_GREEDY, SELECT_SAMPLED
 from vlmport.errors import EngineError
 from vlmport.graphs.engine_source import engine_source, selection_sources
 from vlmport.graphs.live_memory import live_peak
+from vlmport.runtime.device.sizes import itemsize
 from vlmport.runtime.engines.profiles import check_options, graph_profiles
 
 if TYPE_CHECKING:
@@ -30,11 +31,9 @@ __all__ = [
     "ProfileMemory",
     "check_fits",
     "in_gib",
-    "item_size",
     "memory_plan_json",
 ]
 
-_ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _FIRST_CACHE_INPUT, _FIRST_CACHE_OUTPUT = 4, 1  # of the decoder
 _CAPACITY = "capacity"
 
@@ -149,7 +148,7 @@ class Planner:
         manifest = self.manifest
         sources = (*self._bundle_sources(options.max_length), *self._selecting)
         graphs = [self._graph(source, options) for source in sources]
-        a_token = manifest.kv_layout.bytes_per_token(item_size(manifest.kv_layout.dtype))
+        a_token = manifest.kv_layout.bytes_per_token(itemsize(manifest.kv_layout.dtype))
         weights = sum(graph.weight_bytes for graph in graphs)
         cache = a_token * options.max_batch * options.max_length
         activations = max(one.size for graph in graphs for one in graph.profiles)
@@ -181,8 +180,8 @@ class Planner:
 
     def _step_bytes(self, options: BuildOptions) -> int:
         sizes = self.manifest.dimensions
-        embedding = sizes.hidden_size * item_size(self.manifest.precision)
-        return options.max_batch * (embedding + sizes.vocab_size * item_size("float32"))
+        embedding = sizes.hidden_size * itemsize(self.manifest.precision)
+        return options.max_batch * (embedding + sizes.vocab_size * itemsize("float32"))
 
     def _graph(self, source: EngineSource, options: BuildOptions) -> GraphMemory:
         weights = 0
@@ -235,11 +234,6 @@ def check_fits(plan: MemoryPlan) -> None:
 def in_gib(size: int) -> str:
     """Bytes for people."""
     return f"{size / (1 << 30):.2f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.1f} MiB"
-
-
-def item_size(dtype: str) -> int:
-    """Bytes of a number of one of the precisions."""
-    return _ITEM_SIZES[dtype]
 
 
 def memory_plan_json(plan: MemoryPlan) -> str:

@@ -18,7 +18,7 @@ from vlmport.api.parity_report import REPORT_SCHEMA_VERSION, ParityReport, worst
 from vlmport.api.tolerances import TOLERANCES
 from vlmport.api.versions import library_versions
 from vlmport.backend_names import DEFAULT_BACKEND
-from vlmport.errors import InputError, ParityError
+from vlmport.errors import CheckpointError, InputError, ParityError
 from vlmport.manifest import file_entry, load_manifest
 
 if TYPE_CHECKING:
@@ -152,8 +152,12 @@ def check_source(checkpoint: Path, bundle: Path, manifest: Manifest, progress: P
     """Checks that a bundle was made from this very checkpoint, by the digests of its files.
 
     Raises:
+        CheckpointError: if there is no such folder.
         ParityError: if a file is missing or differs; all of them listed at once.
     """
+    if not checkpoint.is_dir():
+        msg = f"{checkpoint}: no such checkpoint; expected the folder that {bundle} was made from"
+        raise CheckpointError(msg)
     entries = manifest.source.files
     faults = []
     progress.start("hashing the checkpoint", sum(entry.size for entry in entries))

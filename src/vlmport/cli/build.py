@@ -142,6 +142,10 @@ def build_command(
         raise typer.BadParameter(
             "it explains nothing without --explain", param_hint="--inspector-json"
         )
+    if plan and explain:
+        raise typer.BadParameter(
+            "it explains engines, of which --plan builds none", param_hint="--explain"
+        )
     from vlmport.api.build import build
     from vlmport.api.build_options import build_options
     from vlmport.api.memory_advice import available_memory, plan_memory

@@ -17,7 +17,7 @@ from vlmport.runtime.device.cuda import find_device
 from vlmport.runtime.engines.bindings import load_bindings
 from vlmport.runtime.engines.builder import BuildCancelledError, EngineBuilder
 from vlmport.runtime.engines.network import cache_aliases
-from vlmport.runtime.engines.ports import check_ports
+from vlmport.runtime.engines.ports import check_network_ports
 from vlmport.runtime.engines.progress import PERCENT, BuildWatch
 from vlmport.runtime.engines.target import choose_target
 
@@ -161,7 +161,7 @@ def test_ports_of_another_graph_are_refused() -> None:
         parsed(cached_attention()) as found,
         pytest.raises(EngineError, match="own: found none, expected"),
     ):
-        check_ports(found.network, other)
+        check_network_ports(found.network, other)
 
 
 def test_a_cache_that_is_not_updated_in_place_is_refused() -> None:

@@ -75,7 +75,14 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    found, cache = config(), TimingCache(tmp_path / "missing" / "cache")
+    found, cache = config(), TimingCache(tmp_path / "folder" / "cache")
+    (tmp_path / "folder").mkdir()
     cache.use(found)
+    (tmp_path / "folder").rmdir()
     with pytest.raises(EngineError, match=r"cannot be written \(No such file"):
         cache.keep(found)
+
+
+def test_a_missing_folder_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no such folder .*missing; make it first"):
+        TimingCache(tmp_path / "missing" / "cache").use(config())
