@@ -19,6 +19,7 @@ from vlmport.api.tolerances import TOLERANCES
 from vlmport.api.versions import library_versions
 from vlmport.backend_names import DEFAULT_BACKEND
 from vlmport.errors import CheckpointError, InputError, ParityError
+from vlmport.machine.requirements import require_backend
 from vlmport.manifest import file_entry, load_manifest
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def parity(options: ParityOptions, progress: Progress) -> ParityReport:
         raise InputError(msg)
     manifest = load_manifest(options.bundle)
     _check_is_float(options, manifest)
+    # Told before the checkpoint is hashed, which takes minutes if it is large.
+    require_backend(options.backend, options.bundle, options.engines)
     check_source(options.checkpoint, options.bundle, manifest, progress)
     model, cases, skipped = open_cases(options, manifest, progress)
     progress.start("loading the PyTorch model")

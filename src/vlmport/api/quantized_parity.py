@@ -20,6 +20,7 @@ from vlmport.api.quantized_verdict import findings_of, layer_findings
 from vlmport.api.tolerances import quantized_tolerances
 from vlmport.api.versions import library_versions
 from vlmport.errors import InputError, ParityError
+from vlmport.machine.requirements import require_backend
 from vlmport.manifest import load_manifest
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def quantized_parity(options: ParityOptions, progress: Progress) -> QuantizedRep
         msg = f"max_new_tokens: found {options.max_new_tokens}; expected 1 or more"
         raise InputError(msg)
     manifest = load_manifest(options.bundle)
+    # Told before the checkpoint is hashed, which takes minutes if it is large.
+    require_backend(options.backend, options.bundle, options.engines)
     check_source(options.checkpoint, options.bundle, manifest, progress)
     if options.against is not None:
         _check_against(options.against, options.bundle, manifest)
