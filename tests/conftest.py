@@ -59,6 +59,11 @@ def pytest_configure(config: pytest.Config) -> None:
     registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest tests: at the end one process would wait for another's."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hands the rows of a worker process over."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)

@@ -100,6 +100,7 @@ def test_tokens_equal_transformers(recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_smollm2_answers_as_transformers_does(tmp_path: Path) -> None:
     from support.smollm import make_smollm_checkpoint
 

@@ -53,6 +53,7 @@ def recipes(draw: st.DrawFn) -> FuyuRecipe:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @settings(
     max_examples=50, deadline=None, derandomize=True, suppress_health_check=(HealthCheck.too_slow,)
 )

@@ -77,6 +77,7 @@ def cases(seed: int) -> tuple[Case, ...]:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @settings(
     max_examples=50,
     deadline=None,

@@ -88,6 +88,7 @@ def cases(seed: int) -> tuple[Case, ...]:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -98,6 +98,7 @@ def text_sizes(draw: st.DrawFn, language_model: str) -> tuple[tuple[str, object]
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @settings(
     max_examples=50,
     deadline=None,
