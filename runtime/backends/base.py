@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
     from vlmport.runtime.sampling import TokenSampler
 
-__all__ = ["Backend", "Decoding", "ImageFeatures", "PromptEmbeddings", "TokenDecoding"]
+__all__ = [
+    "Backend",
+    "Decoding",
+    "ImageFeatures",
+    "PromptEmbeddings",
+    "SlotDecoding",
+    "StoredTokens",
+    "TokenDecoding",
+]
 
 
 class ImageFeatures(Protocol):
@@ -113,6 +121,100 @@ class Decoding(Protocol):
         ...
 
 
+class StoredTokens(Protocol):
+    """Keys and values of the first tokens of a sequence, outside of the cache that ran them."""
+
+    def __len__(self) -> int:
+        """Tokens."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+        ...
+
+
+class SlotDecoding(Protocol):
+    """Sequences that join and leave between steps, in the slots of one preallocated cache.
+
+    A slot is a row of the cache. The caller says which tokens go where; slots that it decodes
+    together are always the first ones. What a slot answers depends on nothing in the other ones.
+    """
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that the cache holds at most."""
+        ...
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values that one token of one sequence takes."""
+        ...
+
+    def fits(self, num_slots: int, longest: int) -> bool:
+        """Whether the first `num_slots` slots may grow to `longest` tokens each."""
+        ...
+
+    def prefill(
+        self, slot: int, prompt: PromptEmbeddings, start: int, stop: int
+    ) -> NDArray[np.float32]:
+        """Runs a piece of a prompt in a slot whose first `start` tokens are there.
+
+        Args:
+            slot: its index.
+            prompt: from the same backend.
+            start: first token of the piece; what the slot held from there on is forgotten.
+            stop: behind the last one. A prompt whose tokens all see each other is run whole, or
+                only its last token, if the others are there.
+
+        Returns:
+            logits float32 [vocab_size] after the last token of the piece; valid until the next
+            call.
+        """
+        ...
+
+    def step(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Appends one token to each of the first slots.
+
+        Args:
+            token_ids: int64 [num_decoded], for slots 0 to num_decoded - 1.
+
+        Returns:
+            logits float32 [num_decoded, vocab_size]; valid until the next call.
+        """
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Gives a sequence another slot; what that held is forgotten, and `source` is empty."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Begins the sequence in `target` with the first `length` tokens of that in `source`."""
+        ...
+
+    def save(self, slot: int, length: int) -> StoredTokens:
+        """Copies the first `length` tokens of a slot out of the cache."""
+        ...
+
+    def load(self, slot: int, stored: StoredTokens, length: int) -> None:
+        """Begins the sequence in a slot with the first `length` tokens of stored ones."""
+        ...
+
+    def release(self, slot: int, *, is_faulty: bool = False) -> None:
+        """Empties a slot.
+
+        Args:
+            slot: its index.
+            is_faulty: its numbers overflowed, so that they are overwritten by zeros: an infinite
+                value would harm the next sequence even where its weight is 0.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back the cache; nothing may be asked of it any more."""
+        ...
+
+
 class Backend(Protocol):
     """An opened bundle."""
 
@@ -180,5 +282,18 @@ class Backend(Protocol):
         Args:
             batch: rows.
             max_length: tokens that a row will hold at most.
+        """
+        ...
+
+    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+        """Preallocates a cache for sequences that join and leave.
+
+        Args:
+            num_slots: sequences that it holds at most.
+            cache_tokens: tokens that all slots hold together at most; a slot takes as many as the
+                longest sequence that is there with it.
+
+        Raises:
+            InputError: if the backend cannot hold as many.
         """
         ...

@@ -8,12 +8,15 @@ from collections.abc import Iterable
 __all__ = [
     "BundleError",
     "CalibrationError",
+    "CancelledError",
     "CheckpointError",
+    "DeadlineError",
     "EngineError",
     "ExportError",
     "GraphError",
     "InputError",
     "ParityError",
+    "QueueFullError",
     "VlmportError",
     "close_matches",
 ]
@@ -57,6 +60,18 @@ class EngineError(VlmportError):
 
 class ParityError(VlmportError):
     """A bundle and a checkpoint cannot be compared."""
+
+
+class QueueFullError(VlmportError):
+    """A service has as many waiting requests as it takes; the same request may be asked later."""
+
+
+class DeadlineError(VlmportError):
+    """A request was not answered within the time that it was given."""
+
+
+class CancelledError(VlmportError):
+    """A request was taken back before its answer was complete."""
 
 
 def close_matches(name: str, known: Iterable[str]) -> str:
