@@ -62,6 +62,6 @@ class PrefixKey:
         same = self.ids[:length] == other.ids[:length]
         for number, (mine, theirs) in enumerate(zip(self.images, other.images, strict=False)):
             if mine != theirs:
-                same &= self.ids[:length] > -1 - (number + 1)
+                same &= self.ids[:length] > -1 - number
                 break
         return length if same.all() else int(same.argmin())
