@@ -99,8 +99,8 @@ class OnnxRuntimeDecoding:
         self._cache = GrowingCache(manifest.kv_layout, batch, max_length)
         self._first_position = manifest.attention.first_position
         self._runs_whole_prompt = manifest.attention.prompt == "bidirectional"
-        self._past = [spec.name for spec in manifest.graph("decoder").inputs[4:]]
-        self._present = [spec.name for spec in manifest.graph("decoder").outputs[1:]]
+        self._past = manifest.past_ports
+        self._present = manifest.present_ports
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
         self._logits = np.empty((batch, manifest.dimensions.vocab_size), np.float32)
         # Arrays that the decode step's bindings point into.

@@ -116,8 +116,8 @@ class DeviceDecoding:
         self._first_position = manifest.attention.first_position
         self._runs_whole_prompt = manifest.attention.prompt == "bidirectional"
         spec = manifest.graph("decoder")
-        self._past = [port.name for port in spec.inputs[4:]]
-        self._present = [port.name for port in spec.outputs[1:]]
+        self._past = manifest.past_ports
+        self._present = manifest.present_ports
         self._cache = _empty_cache(manifest, memory, batch, max_length)
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
         self._logits = np.empty((batch, manifest.dimensions.vocab_size), np.float32)

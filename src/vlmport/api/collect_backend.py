@@ -201,8 +201,8 @@ class ProbedDecoding:
         self._manifest = manifest
         self._cache = cache
         self._length = 0
-        self._past = [port.name for port in manifest.graph("decoder").inputs[4:]]
-        self._present = [port.name for port in manifest.graph("decoder").outputs[1:]]
+        self._past = manifest.past_ports
+        self._present = manifest.present_ports
 
     def prefill(
         self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]
