@@ -11,6 +11,7 @@ import numpy as np
 
 from vlmport.errors import BundleError, VlmportError
 from vlmport.runtime.backends.host import HostBackend
+from vlmport.runtime.backends.onnxruntime_memory import host_value
 from vlmport.runtime.kv_cache import GrowingCache
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from vlmport.contract import Manifest
 
-__all__ = ["OnnxRuntimeBackend", "open_session", "ort_value", "session_options"]
+__all__ = ["OnnxRuntimeBackend", "open_session", "session_options"]
 
 # Longer prompts run in pieces: the attention of a piece needs heads x piece x capacity floats.
 _PREFILL_CHUNK = 512
@@ -111,8 +112,8 @@ class OnnxRuntimeDecoding:
         self._write_indices = np.zeros(batch, np.int64)
         self._valid_lengths = np.zeros(batch, np.int64)
         self._embed_binding = embed.io_binding()
-        self._embed_binding.bind_ortvalue_input("input_ids", ort_value(self._token_ids))
-        self._embed_binding.bind_ortvalue_output("inputs_embeds", ort_value(self._embeds))
+        self._embed_binding.bind_ortvalue_input("input_ids", host_value(self._token_ids))
+        self._embed_binding.bind_ortvalue_output("inputs_embeds", host_value(self._embeds))
         self._step_is_bound = False
 
     def prefill(
@@ -165,7 +166,7 @@ class OnnxRuntimeDecoding:
         if not self._cache.reserve(rows, filled):
             return False
         for past, present, array in zip(self._past, self._present, self._cache.arrays, strict=True):
-            value = ort_value(array)
+            value = host_value(array)
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
         return True
@@ -184,8 +185,8 @@ class OnnxRuntimeDecoding:
     def _bind(self, *arrays: NDArray[Any]) -> None:
         names = ("inputs_embeds", "position_ids", "write_indices", "valid_lengths")
         for name, array in zip(names, arrays, strict=True):
-            self._binding.bind_ortvalue_input(name, ort_value(array))
-        self._binding.bind_ortvalue_output("logits", ort_value(self._logits))
+            self._binding.bind_ortvalue_input(name, host_value(array))
+        self._binding.bind_ortvalue_output("logits", host_value(self._logits))
 
 
 def open_session(
@@ -247,10 +248,3 @@ def session_options(threads: int | None) -> Any:
     # (a step of 35 ms took 69 ms). This stops the spinning when a run ends.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
-
-
-def ort_value(array: NDArray[Any]) -> Any:
-    """An OrtValue that points into the array; the caller keeps the array alive."""
-    import onnxruntime
-
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
