@@ -13,6 +13,7 @@ from vlmport.errors import BundleError, VlmportError
 from vlmport.runtime.backends.host import HostBackend
 from vlmport.runtime.backends.onnxruntime_memory import host_value
 from vlmport.runtime.kv_cache import GrowingCache
+from vlmport.runtime.prompt_pieces import longest_piece, prompt_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from vlmport.contract import Manifest
 
 __all__ = ["OnnxRuntimeBackend", "open_session", "session_options"]
-
-# Longer prompts run in pieces: the attention of a piece needs heads x piece x capacity floats.
-_PREFILL_CHUNK = 512
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -99,7 +97,7 @@ class OnnxRuntimeDecoding:
         self._binding = decoder.io_binding()
         self._cache = GrowingCache(manifest.kv_layout, batch, max_length)
         self._first_position = manifest.attention.first_position
-        self._runs_whole_prompt = manifest.attention.prompt == "bidirectional"
+        self._longest_piece = longest_piece(manifest.attention)
         self._past = manifest.past_ports
         self._present = manifest.present_ports
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
@@ -119,23 +117,17 @@ class OnnxRuntimeDecoding:
     def prefill(
         self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Runs the prompts, causal ones in pieces of at most 512 tokens; see `Decoding.prefill`."""
-        sequence_length = inputs_embeds.shape[1]
-        piece = sequence_length if self._runs_whole_prompt else _PREFILL_CHUNK
-        self._reserve(sequence_length, filled=0)
+        """Runs the prompts, causal ones in pieces; see `Decoding.prefill`."""
+        self._reserve(inputs_embeds.shape[1], filled=0)
         chosen = np.empty_like(self._logits)
-        for start in range(0, sequence_length, piece):
-            stop = min(sequence_length, start + piece)
-            ends_here = (lengths > start) & (lengths <= stop)
-            positions = np.arange(start, stop, dtype=np.int64) + self._first_position
+        for piece in prompt_pieces(lengths, self._first_position, self._longest_piece):
             self._run(
-                np.ascontiguousarray(inputs_embeds[:, start:stop]),
-                np.ascontiguousarray(np.broadcast_to(positions, (len(lengths), stop - start))),
-                np.full(len(lengths), start, np.int64),
-                # Rows that end elsewhere choose any valid row; their logits are not kept.
-                np.clip(lengths, start + 1, stop),
+                np.ascontiguousarray(inputs_embeds[:, piece.start : piece.stop]),
+                piece.position_ids,
+                piece.write_indices,
+                piece.valid_lengths,
             )
-            chosen[ends_here] = self._logits[ends_here]
+            chosen[piece.ends_here] = self._logits[piece.ends_here]
         self._lengths[:] = lengths
         return chosen
 

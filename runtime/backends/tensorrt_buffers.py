@@ -53,7 +53,7 @@ class BatchBuffers:
             "suppressed": ("bool", (vocab_size,)),
         }
         rows = (batch, layout.num_kv_heads, capacity, layout.head_dim)
-        cache = {name: (layout.dtype, rows) for name in manifest.past_ports}
+        cache = dict.fromkeys(manifest.past_ports, (layout.dtype, rows))
         with ExitStack() as held:  # what is there is freed if the rest does not fit
             self.cache = DeviceBlock(
                 cuda, cache, f"the cache of {batch} x {capacity} tokens (batch x max_length)"
