@@ -12,6 +12,7 @@ import numpy as np
 from vlmport.errors import BundleError, VlmportError
 from vlmport.runtime.backends.host import HostBackend
 from vlmport.runtime.backends.onnxruntime_memory import host_value
+from vlmport.runtime.backends.onnxruntime_slots import OnnxRuntimeSlots
 from vlmport.runtime.kv_cache import GrowingCache
 from vlmport.runtime.prompt_pieces import longest_piece, prompt_pieces
 
@@ -84,6 +85,11 @@ class OnnxRuntimeBackend(HostBackend):
             batch,
             max_length,
         )
+
+    def start_slots(self, num_slots: int, cache_tokens: int) -> OnnxRuntimeSlots:
+        """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
+        sessions = (self._sessions["embed_tokens"], self._sessions["decoder"])
+        return OnnxRuntimeSlots(*sessions, self._manifest, num_slots, cache_tokens)
 
 
 class OnnxRuntimeDecoding:
