@@ -146,5 +146,5 @@ def slot_capacity(longest: int) -> int:
 
     It depends on the length alone, so that what fits does not depend on what was there before.
     """
-    step = max(_MULTIPLE, (1 << (longest - 1).bit_length()) // 16) if longest else _MULTIPLE
+    step = max(_MULTIPLE, (1 << (longest - 1).bit_length()) // 16)
     return -(-longest // step) * step
