@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from support.loop_scenarios import loop_requests
 
+from vlmport.api.tolerances import tolerance_for
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from vlmport.runtime import VisionLanguageModel
     from vlmport.runtime.backends.base import PromptEmbeddings, SlotDecoding, StoredTokens
 
-__all__ = ["Question", "TraceReport", "alone", "check_trace", "questions"]
+__all__ = ["Question", "TraceReport", "alone", "check_slots", "check_trace", "questions"]
 
 
 @dataclass(eq=False)
@@ -57,6 +59,38 @@ class _Running:
     new_tokens: int
     done: int = 0  # tokens of the prompt that have run
     token_ids: list[int] = field(default_factory=list)
+
+
+def check_slots(
+    found: VisionLanguageModel,
+    expected: VisionLanguageModel,
+    *,
+    num_slots: int,
+    cache_tokens: int,
+    texts: Sequence[int] = (1, 63, 64, 150),
+    atol: float | None = None,
+    margin: float = 0.0,
+    count: int = 25,
+) -> TraceReport:
+    """A random trace on a backend's slots.
+
+    Args:
+        found: under test.
+        expected: what it is compared with, its prompts alone.
+        num_slots: as in `Backend.start_slots`.
+        cache_tokens: as in `Backend.start_slots`.
+        texts: lengths of prompts of random tokens.
+        atol: the greatest difference of logits; None for that of float32 bundles from PyTorch.
+        margin: by which another token than alone may be preferred.
+        count: answers.
+    """
+    asked = questions(found, expected, 24, texts)
+    cuts = found.manifest.attention.prompt == "causal"
+    limit = tolerance_for("logits", "float32").max_abs if atol is None else atol
+    with closing(found._backend.start_slots(num_slots, cache_tokens)) as slots:
+        report = check_trace(slots, asked, cuts=cuts, count=count, atol=limit, margin=margin)
+    assert min(report.counts.values()) > 0, report  # everything was tried
+    return report
 
 
 def questions(
@@ -114,6 +148,7 @@ def check_trace(
     cuts: bool,
     count: int,
     atol: float,
+    margin: float = 0.0,
     seed: int = 0,
 ) -> TraceReport:
     """Answers many questions at once, the tokens and logits of each as it is answered alone.
@@ -124,10 +159,11 @@ def check_trace(
         cuts: whether prompts may run in pieces.
         count: answers.
         atol: the greatest difference of logits.
+        margin: by which another token than alone may be preferred.
         seed: of the trace.
 
     """
-    trace = _Trace(slots, asked, np.random.default_rng(seed), cuts=cuts, atol=atol)
+    trace = _Trace(slots, asked, np.random.default_rng(seed), cuts=cuts, atol=atol, margin=margin)
     while trace.counts["answers"] < count:
         trace.round(begins=trace.counts["begun"] < count)
     assert not any(trace.running)
@@ -145,12 +181,14 @@ class _Trace:
         *,
         cuts: bool,
         atol: float,
+        margin: float,
     ) -> None:
         self.slots = slots
         self.asked = asked
         self.generator = generator
         self.cuts = cuts
         self.atol = atol
+        self.margin = margin
         self.running: list[_Running | None] = [None] * slots.num_slots
         self.stored: dict[int, StoredTokens] = {}  # by the index of the question
         self.largest = 0.0
@@ -256,8 +294,9 @@ class _Trace:
         difference = float(np.abs(logits - question.logits[place]).max())
         self.largest = max(self.largest, difference)
         assert difference <= self.atol, (slot, place, difference)
-        assert logits.argmax() == question.token_ids[place]
-        one.token_ids.append(int(logits.argmax()))
+        expected = question.token_ids[place]
+        assert float(logits.max() - logits[expected]) <= self.margin, (slot, place)
+        one.token_ids.append(expected)
         if len(one.token_ids) == one.new_tokens:
             index = list(self.asked).index(question)
             if self.generator.random() < 0.5:
