@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from support.fake_slots import VOCAB, next_logits
+from support.fake_slots import EOS, VOCAB, next_logits
 from tokenizers import Tokenizer, decoders, models
 
 from vlmport.runtime.generate import Row
@@ -23,9 +23,9 @@ from vlmport.runtime.text_stream import TextStream
 if TYPE_CHECKING:
     from vlmport.contract import Manifest
 
-__all__ = ["EOS", "SUPPRESSED", "FakeRequest", "serving_manifest"]
+__all__ = ["SUPPRESSED", "FakeRequest", "serving_manifest"]
 
-EOS = 0
+GREEDY = SamplingOptions()
 SUPPRESSED = 3
 _TOKENIZER = Tokenizer(models.WordLevel({f"{i:02d}": i for i in range(VOCAB)}, unk_token="00"))
 _TOKENIZER.decoder = decoders.Fuse()
@@ -58,7 +58,7 @@ class FakeRequest:
     tokens: tuple[float, ...]
     images: tuple[int, ...] = ()
     max_new_tokens: int = 8
-    sampling: SamplingOptions = SamplingOptions()
+    sampling: SamplingOptions = GREEDY
     stop: str = ""
 
     def row(self) -> Row:

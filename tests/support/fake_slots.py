@@ -15,11 +15,29 @@ if TYPE_CHECKING:
 
     from vlmport.runtime.backends.base import PromptEmbeddings, StoredTokens
 
-__all__ = ["POISON", "TOKEN_BYTES", "VOCAB", "Costs", "FakeClock", "FakeSlots", "Misuse", "next_logits"]
+__all__ = [
+    "EOS",
+    "LATE_LENGTH",
+    "LATE_POISON",
+    "NEVER_ENDS",
+    "POISON",
+    "TOKEN_BYTES",
+    "VOCAB",
+    "Costs",
+    "FakeClock",
+    "FakeSlots",
+    "FakeStored",
+    "Misuse",
+    "next_logits",
+]
 
 VOCAB = 24
 TOKEN_BYTES = 10
 POISON = 7777.0  # a prompt with this value has numbers that overflow
+LATE_POISON = 8888.0  # numbers overflow when the sequence is longer than these tokens
+LATE_LENGTH = 12
+NEVER_ENDS = 9999.0  # a prompt with this value is answered without end
+EOS = 0
 
 # What a slot holds for one token: its value, and a sum over the whole prompt if it saw that.
 Item: TypeAlias = tuple[float, int]
@@ -148,7 +166,7 @@ class FakeSlots:
     def save(self, slot: int, length: int) -> FakeStored:
         self._called("save", slot)
         _check(0 < length <= len(self.slots[slot]), f"{length} tokens of slot {slot}")
-        _check(POISON not in {value for value, _ in self.slots[slot]}, "faulty numbers are stored")
+        _check(not _overflows(self.slots[slot]), "faulty numbers are stored")
         return FakeStored(tuple(self.slots[slot][:length]))
 
     def load(self, slot: int, stored: StoredTokens, length: int) -> None:
@@ -161,7 +179,7 @@ class FakeSlots:
 
     def release(self, slot: int, *, is_faulty: bool = False) -> None:
         self._called("release", slot)
-        is_harmed = POISON in {value for value, _ in self.slots[slot]}
+        is_harmed = _overflows(self.slots[slot])
         self.harmed[slot] = (self.harmed[slot] or is_harmed) and not is_faulty
         self.slots[slot] = []
 
@@ -196,10 +214,18 @@ class FakeSlots:
 
 def next_logits(items: Sequence[Item]) -> NDArray[np.float32]:
     """What the model says after these tokens: float32 [VOCAB], other for every content."""
-    if POISON in {value for value, _ in items}:
+    if _overflows(items):
         return np.full(VOCAB, np.nan, np.float32)
     generator = np.random.default_rng(zlib.crc32(repr(items).encode()))
-    return generator.normal(0.0, 3.0, VOCAB).astype(np.float32)
+    logits = generator.normal(0.0, 3.0, VOCAB).astype(np.float32)
+    if NEVER_ENDS in {value for value, _ in items}:
+        logits[EOS] = -100.0
+    return logits
+
+
+def _overflows(items: Sequence[Item]) -> bool:
+    values = {value for value, _ in items}
+    return POISON in values or (LATE_POISON in values and len(items) > LATE_LENGTH)
 
 
 def _check(is_right: bool, message: str) -> None:
