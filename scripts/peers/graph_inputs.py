@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlmport.contract import Manifest
+    from vlmport.runtime.backends.base import SlotDecoding
 
 __all__ = ["record_inputs"]
 
@@ -83,6 +84,10 @@ class _RecordingBackend(HostBackend):
         """Makes an empty cache; see `Backend.start`."""
         return _RecordingDecoding(self, GrowingCache(self.manifest.kv_layout, batch, max_length))
 
+    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+        """Not needed to ask questions."""
+        raise NotImplementedError
+
     def with_graph(self, graph: str, path: Path) -> Self:
         """Not needed to ask questions."""
         raise NotImplementedError
@@ -95,9 +100,8 @@ class _RecordingDecoding:
         self._backend = backend
         self._cache = cache
         self._length = 0
-        decoder = backend.manifest.graph("decoder")
-        self._past = [port.name for port in decoder.inputs[4:]]
-        self._present = [port.name for port in decoder.outputs[1:]]
+        self._past = backend.manifest.past_ports
+        self._present = backend.manifest.present_ports
 
     def prefill(
         self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]
