@@ -13,7 +13,7 @@ from tiny.recipes import RECIPES
 
 from vlmport.runtime import Request, SamplingOptions
 from vlmport.runtime.generate import make_row
-from vlmport.runtime.messages import ImagePart, Message, TextPart, messages_from_prompt
+from vlmport.runtime.messages import Message, TextPart, messages_from_prompt
 from vlmport.runtime.serving.prefix_key import PrefixKey
 from vlmport.runtime.serving.sequence import Sequence
 
