@@ -214,18 +214,22 @@ class FakeSlots:
 
 def next_logits(items: Sequence[Item]) -> NDArray[np.float32]:
     """What the model says after these tokens: float32 [VOCAB], other for every content."""
-    if _overflows(items):
+    values = {value for value, _ in items}
+    if _overflow(values, len(items)):
         return np.full(VOCAB, np.nan, np.float32)
-    generator = np.random.default_rng(zlib.crc32(repr(items).encode()))
+    generator = np.random.default_rng(hash(tuple(items)) % (1 << 32))
     logits = generator.normal(0.0, 3.0, VOCAB).astype(np.float32)
-    if NEVER_ENDS in {value for value, _ in items}:
+    if NEVER_ENDS in values:
         logits[EOS] = -100.0
     return logits
 
 
+def _overflow(values: set[float], length: int) -> bool:
+    return POISON in values or (LATE_POISON in values and length > LATE_LENGTH)
+
+
 def _overflows(items: Sequence[Item]) -> bool:
-    values = {value for value, _ in items}
-    return POISON in values or (LATE_POISON in values and len(items) > LATE_LENGTH)
+    return _overflow({value for value, _ in items}, len(items))
 
 
 def _check(is_right: bool, message: str) -> None:
