@@ -52,6 +52,10 @@ class HostBackend(ABC):
         features = np.concatenate([self._tile_features(tile) for tile in tiles])
         return HostFeatures(features.reshape(-1, self._manifest.dimensions.hidden_size))
 
+    def adopt_features(self, features: NDArray[np.floating[Any]]) -> HostFeatures:
+        """Takes features that were computed elsewhere; see `Backend.adopt_features`."""
+        return HostFeatures(features)
+
     def _tile_features(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
         arrays = dict(inputs)
         for graph in self._manifest.image_graphs:
