@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ class Answer:
     they are at most as many as the request's max_new_tokens.
 
     Args:
-        cancel: asks for the request's end.
+        cancel: asks for the request's end and returns at once.
     """
 
     def __init__(self, cancel: Callable[[], None]) -> None:
@@ -63,29 +65,25 @@ class Answer:
 
     def __iter__(self) -> Iterator[Piece]:
         """The pieces as they come; raises what `result` raises."""
-        number = 0
         try:
-            while True:
+            for number in itertools.count():
                 with self._changed:
-                    self._changed.wait_for(lambda: self._has_more(number))
+                    self._changed.wait_for(partial(self._has, number))
                 if number == len(self._pieces):
                     break
                 yield self._pieces[number]
-                number += 1
         finally:
             self.cancel()
         self._outcome()
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         """The pieces as they come; raises what `result` raises."""
-        number = 0
         try:
-            while True:
-                await self._wait(lambda: self._has_more(number))
+            for number in itertools.count():
+                await self._wait(partial(self._has, number))
                 if number == len(self._pieces):
                     break
                 yield self._pieces[number]
-                number += 1
         finally:
             self.cancel()
         self._outcome()
@@ -107,7 +105,8 @@ class Answer:
             self._result, self._error = result, error
             self._wake()
 
-    def _has_more(self, number: int) -> bool:
+    def _has(self, number: int) -> bool:
+        """Whether the piece of that number is there, or will never be."""
         return number < len(self._pieces) or self.is_done
 
     def _outcome(self) -> GenerationResult:

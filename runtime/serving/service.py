@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from vlmport.errors import DeadlineError, InputError, VlmportError
+from vlmport.runtime.serving.answer import Answer
+from vlmport.runtime.serving.batch import ContinuousBatch
+from vlmport.runtime.serving.feature_cache import FeatureCache
 from vlmport.runtime.serving.options import ServingOptions
+from vlmport.runtime.serving.preparation import prepare_for_batch
+from vlmport.runtime.serving.sequence import Sequence
+from vlmport.runtime.serving.statistics import ServingStatistics, statistics_of
+from vlmport.runtime.serving.worker import Job, ServingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from vlmport.errors import VlmportError
     from vlmport.runtime.model import VisionLanguageModel
     from vlmport.runtime.request import GenerationResult, Piece, Request
-    from vlmport.runtime.serving.answer import Answer
-    from vlmport.runtime.serving.statistics import ServingStatistics
 
 __all__ = ["GenerationService"]
+
+_DEFAULTS = ServingOptions()
 
 
 class GenerationService:
@@ -35,10 +48,18 @@ class GenerationService:
         InputError: if the backend cannot hold as many sequences.
     """
 
-    def __init__(
-        self, model: VisionLanguageModel, options: ServingOptions = ServingOptions()
-    ) -> None:
-        raise NotImplementedError
+    def __init__(self, model: VisionLanguageModel, options: ServingOptions = _DEFAULTS) -> None:
+        self._model = model
+        self._features = FeatureCache(options.feature_bytes)
+        self._tickets = itertools.count()
+        cache_tokens = options.cache_tokens
+        if cache_tokens is None:
+            cache_tokens = options.num_slots * model.manifest.dimensions.max_length
+        decoding = model.start_slots(options.num_slots, cache_tokens)
+        # The worker bounds the queue, since it counts the requests in preparation, too.
+        num_places = options.num_slots + options.max_queue
+        batch = ContinuousBatch(decoding, model.manifest, replace(options, max_queue=num_places))
+        self._worker = ServingWorker(batch, num_places, model.result_of)
 
     def submit(
         self,
@@ -76,7 +97,8 @@ class GenerationService:
             CancelledError: if the service was closed.
             VlmportError: if the worker failed, for the reason in the message.
         """
-        raise NotImplementedError
+        place = self._take_place(priority, timeout_s)
+        return self._queued(request, place, on_piece, on_end)
 
     async def submit_async(
         self, request: Request, *, priority: int = 0, timeout_s: float | None = None
@@ -85,18 +107,24 @@ class GenerationService:
 
         A task that is cancelled meanwhile takes its request back.
         """
-        raise NotImplementedError
+        place = self._take_place(priority, timeout_s)
+        work = asyncio.ensure_future(asyncio.to_thread(self._queued, request, place, None, None))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(_take_back)
+            raise
 
     def statistics(self) -> ServingStatistics:
         """What the service does now, and did so far."""
-        raise NotImplementedError
+        return statistics_of(self._worker.statistics(), self._features.statistics())
 
     def close(self) -> None:
         """Ends every request with CancelledError, waits for the worker and frees the cache.
 
         May be called more than once. Called in a callback it does not wait.
         """
-        raise NotImplementedError
+        self._worker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -108,3 +136,59 @@ class GenerationService:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _take_place(self, priority: int, timeout_s: float | None) -> _Place:
+        started = time.perf_counter()
+        _check_limits(priority, timeout_s)
+        self._worker.take_place()
+        deadline = None if timeout_s is None else started + timeout_s
+        return _Place(next(self._tickets), started, priority, deadline)
+
+    def _queued(
+        self,
+        request: Request,
+        place: _Place,
+        on_piece: Callable[[Piece], None] | None,
+        on_end: Callable[[GenerationResult | None, VlmportError | None], None] | None,
+    ) -> Answer:
+        try:
+            row, key = prepare_for_batch(self._model, request, self._features, place.started)
+            if place.deadline is not None and time.perf_counter() >= place.deadline:
+                msg = "request: not prepared within its time; allow more, or give smaller pictures"
+                raise DeadlineError(msg)  # noqa: TRY301
+            sequence = Sequence(place.ticket, row, key, place.priority, place.deadline)
+            answer = Answer(partial(self._worker.cancel, place.ticket))
+            self._worker.queue(Job(sequence, answer, on_piece, on_end))
+        except BaseException as error:
+            is_ours = isinstance(error, VlmportError)
+            self._worker.leave_place(type(error) if is_ours else VlmportError)
+            raise
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An accepted request that is not prepared yet; times are those of time.perf_counter()."""
+
+    ticket: int
+    started: float
+    priority: int
+    deadline: float | None
+
+
+def _check_limits(priority: int, timeout_s: float | None) -> None:
+    """Checks values that may come from a client's JSON."""
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        msg = f"priority: found {priority!r}; expected a whole number; smaller ones come first"
+        raise InputError(msg)
+    if timeout_s is None:
+        return
+    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    if not is_number or math.isnan(timeout_s) or timeout_s <= 0:
+        msg = f"timeout_s: found {timeout_s!r}; expected a number of seconds above 0, or None"
+        raise InputError(msg)
+
+
+def _take_back(work: asyncio.Future[Answer]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.result().cancel()

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["ServingStatistics"]
+from vlmport.errors import CancelledError, DeadlineError, QueueFullError
+
+if TYPE_CHECKING:
+    from vlmport.runtime.serving.feature_cache import FeatureStatistics
+    from vlmport.runtime.serving.worker import WorkerStatistics
+
+__all__ = ["ServingStatistics", "statistics_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +25,10 @@ class ServingStatistics:
         finished: requests that were answered to the end.
         cancelled: requests that were taken back.
         late: requests whose time was up.
-        failed: accepted requests that ended with another error.
-        refused: requests that were not accepted, since too many were waiting.
-        prompt_tokens: tokens of the prompts of all requests that got a slot.
+        failed: requests that ended with another error, be it that they cannot be used.
+        refused: requests that were not taken, since there were too many.
+        decode_steps: steps that gave each running answer a token.
+        prompt_tokens: tokens of prompts that the decoder has behind it.
         reused_prompt_tokens: those of them whose keys and values were there already.
         generated_tokens: tokens of all answers.
         feature_hits: pictures whose features were there already, or were being computed.
@@ -38,6 +46,7 @@ class ServingStatistics:
     late: int
     failed: int
     refused: int
+    decode_steps: int
     prompt_tokens: int
     reused_prompt_tokens: int
     generated_tokens: int
@@ -46,3 +55,28 @@ class ServingStatistics:
     feature_bytes: int
     prefix_bytes: int
     prefix_evictions: int
+
+
+def statistics_of(worker: WorkerStatistics, features: FeatureStatistics) -> ServingStatistics:
+    """Puts together what the parts of a service tell."""
+    batch, ended = worker.batch, worker.ended
+    told_apart = (None, CancelledError, DeadlineError, QueueFullError)
+    return ServingStatistics(
+        waiting=worker.waiting,
+        active=batch.num_active,
+        free_slots=batch.num_slots - batch.num_active,
+        finished=ended[None],
+        cancelled=ended[CancelledError],
+        late=ended[DeadlineError],
+        failed=ended.total() - sum(ended[kind] for kind in told_apart),
+        refused=ended[QueueFullError],
+        decode_steps=batch.num_steps,
+        prompt_tokens=batch.prefill_tokens + batch.prefix_tokens,
+        reused_prompt_tokens=batch.prefix_tokens,
+        generated_tokens=batch.generated_tokens,
+        feature_hits=features.hits,
+        feature_misses=features.misses,
+        feature_bytes=features.num_bytes,
+        prefix_bytes=batch.prefix_bytes,
+        prefix_evictions=batch.prefix_evictions,
+    )
