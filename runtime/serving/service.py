@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vlmport.errors import DeadlineError, InputError, VlmportError
+from vlmport.errors import CancelledError, DeadlineError, InputError, VlmportError
 from vlmport.runtime.serving.answer import Answer
 from vlmport.runtime.serving.batch import ContinuousBatch
 from vlmport.runtime.serving.feature_cache import FeatureCache
@@ -108,11 +109,14 @@ class GenerationService:
         A task that is cancelled meanwhile takes its request back.
         """
         place = self._take_place(priority, timeout_s)
-        work = asyncio.ensure_future(asyncio.to_thread(self._queued, request, place, None, None))
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            work.add_done_callback(_take_back)
+            return await asyncio.to_thread(self._queued, request, place, None, None)
+        except (asyncio.CancelledError, GeneratorExit):
+            # The thread cannot be stopped, but one that has not begun may never do.
+            if place.begin():
+                self._worker.leave_place(place.ticket, CancelledError)
+            else:
+                self._worker.cancel(place.ticket)
             raise
 
     def statistics(self) -> ServingStatistics:
@@ -140,9 +144,10 @@ class GenerationService:
     def _take_place(self, priority: int, timeout_s: float | None) -> _Place:
         started = time.perf_counter()
         _check_limits(priority, timeout_s)
-        self._worker.take_place()
+        ticket = next(self._tickets)
+        self._worker.take_place(ticket)
         deadline = None if timeout_s is None else started + timeout_s
-        return _Place(next(self._tickets), started, priority, deadline)
+        return _Place(ticket, started, priority, deadline)
 
     def _queued(
         self,
@@ -151,6 +156,9 @@ class GenerationService:
         on_piece: Callable[[Piece], None] | None,
         on_end: Callable[[GenerationResult | None, VlmportError | None], None] | None,
     ) -> Answer:
+        if not place.begin():
+            msg = "request: taken back before it was prepared; ask again"
+            raise CancelledError(msg)
         try:
             row, key = prepare_for_batch(self._model, request, self._features, place.started)
             if place.deadline is not None and time.perf_counter() >= place.deadline:
@@ -160,8 +168,8 @@ class GenerationService:
             answer = Answer(partial(self._worker.cancel, place.ticket))
             self._worker.queue(Job(sequence, answer, on_piece, on_end))
         except BaseException as error:
-            is_ours = isinstance(error, VlmportError)
-            self._worker.leave_place(type(error) if is_ours else VlmportError)
+            kind = type(error) if isinstance(error, VlmportError) else VlmportError
+            self._worker.leave_place(place.ticket, kind)
             raise
         return answer
 
@@ -174,6 +182,11 @@ class _Place:
     started: float
     priority: int
     deadline: float | None
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self) -> bool:
+        """Whether the caller is the first to ask, and so answers for the place."""
+        return self._turn.acquire(blocking=False)
 
 
 def _check_limits(priority: int, timeout_s: float | None) -> None:
@@ -187,8 +200,3 @@ def _check_limits(priority: int, timeout_s: float | None) -> None:
     if not is_number or math.isnan(timeout_s) or timeout_s <= 0:
         msg = f"timeout_s: found {timeout_s!r}; expected a number of seconds above 0, or None"
         raise InputError(msg)
-
-
-def _take_back(work: asyncio.Future[Answer]) -> None:
-    if not work.cancelled() and work.exception() is None:
-        work.result().cancel()

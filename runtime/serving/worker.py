@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlmport.errors import CancelledError, DeadlineError, QueueFullError, VlmportError
+from vlmport.errors import CancelledError, QueueFullError, VlmportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,7 @@ class ServingWorker:
         self._changed = threading.Condition()
         # Shared with other threads, under the condition's lock:
         self._num_taken = 0  # places
+        self._preparing: set[int] = set()
         self._queued: list[Job] = []
         self._cancelled: list[int] = []
         self._refusal: VlmportError | None = None  # why nothing is taken any more
@@ -96,8 +97,11 @@ class ServingWorker:
         self._thread.start()
         atexit.register(self.close)
 
-    def take_place(self) -> None:
-        """Reserves a place for a request.
+    def take_place(self, ticket: int) -> None:
+        """Reserves a place for a request that is going to be prepared.
+
+        Args:
+            ticket: names it.
 
         Raises:
             QueueFullError: if there is none.
@@ -114,10 +118,12 @@ class ServingWorker:
                 )
                 raise QueueFullError(msg)
             self._num_taken += 1
+            self._preparing.add(ticket)
 
-    def leave_place(self, reason: type[VlmportError] | None) -> None:
+    def leave_place(self, ticket: int, reason: type[VlmportError] | None) -> None:
         """Gives a place back, and counts how its request ended; see `WorkerStatistics.ended`."""
         with self._changed:
+            self._preparing.discard(ticket)
             self._num_taken -= 1
             self._ended[reason] += 1
 
@@ -125,16 +131,24 @@ class ServingWorker:
         """Hands over a request that has a place.
 
         Raises:
+            CancelledError: if it was taken back while it was prepared.
             VlmportError: if the worker was closed or has failed.
         """
         with self._changed:
             self._check_is_open()
+            if job.sequence.ticket not in self._preparing:
+                msg = "request: taken back before it was prepared; ask again"
+                raise CancelledError(msg)
+            self._preparing.remove(job.sequence.ticket)
             self._queued.append(job)
             self._changed.notify()
 
     def cancel(self, ticket: int) -> None:
-        """Takes a queued request back; nothing happens if it has ended."""
+        """Takes a request back, in preparation or later; nothing happens if it has ended."""
         with self._changed:
+            if ticket in self._preparing:
+                self._preparing.remove(ticket)  # `queue` refuses it then
+                return
             self._cancelled.append(ticket)
             self._changed.notify()
 
@@ -239,7 +253,7 @@ class ServingWorker:
         self, job: Job, result: GenerationResult | None, error: VlmportError | None
     ) -> None:
         del self._jobs[job.sequence.ticket]
-        self.leave_place(None if error is None else type(error))
+        self.leave_place(job.sequence.ticket, None if error is None else type(error))
         job.answer.finish(result, error)
         if job.on_end is None:
             return
