@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -235,7 +236,7 @@ async def _submit(service: GenerationService, request: Request) -> None:
     ],
 )
 def test_limits_of_another_kind_are_refused(
-    service: GenerationService, limits: dict[str, int], message: str
+    service: GenerationService, limits: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         service.submit(questions("tinyllava", 1)[0], **limits)

@@ -42,6 +42,10 @@ def wait_until(is_true: Any) -> None:
         time.sleep(0.001)
 
 
+async def submitted(service: GenerationService, request: Request) -> Answer:
+    return await service.submit_async(request)
+
+
 def whole(model: HeldModel) -> tuple[int, ...]:
     return model.generate_batch([QUESTION])[0].token_ids
 
@@ -183,7 +187,7 @@ def test_a_full_service_refuses_before_it_prepares(
         with pytest.raises(QueueFullError, match=r"^queue: found 4 requests .* ask again later"):
             service.submit(missing)
     with pytest.raises(QueueFullError):
-        asyncio.run(service.submit_async(missing).__await__().send(None))  # type: ignore[arg-type]
+        asyncio.run(submitted(service, missing))
     assert service.statistics().refused == 3
     model.slots.let()
     assert {answer.result().token_ids for answer in answers} == {whole(model)}
@@ -419,15 +423,11 @@ def test_a_worker_that_fails_tells_everybody(
     with pytest.raises(VlmportError, match=message):
         service.submit(QUESTION)
     with pytest.raises(VlmportError, match=message):
-        asyncio.run(_submit(service))
+        asyncio.run(submitted(service, QUESTION))
     service.close()
     assert model.slots.is_closed
     assert service.statistics().failed == 3
     assert "has failed" in caplog.text
-
-
-async def _submit(service: GenerationService) -> None:
-    await service.submit_async(QUESTION)
 
 
 def test_an_idle_worker_sleeps(model: HeldModel, monkeypatch: pytest.MonkeyPatch) -> None:
