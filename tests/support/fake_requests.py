@@ -12,6 +12,7 @@ import numpy as np
 from support.fake_slots import EOS, VOCAB, next_logits
 from tokenizers import Tokenizer, decoders, models
 
+from vlmport.errors import VlmportError
 from vlmport.runtime.generate import Row
 from vlmport.runtime.host_prompt import HostEmbeddings
 from vlmport.runtime.prompt import EncodedPrompt
@@ -94,14 +95,17 @@ class FakeRequest:
         return Sequence(ticket, self.row(), self.key(), priority, deadline)
 
     def alone(self, *, sees_whole_prompt: bool = False) -> Row:
-        """Its row after it was answered by a loop of its own."""
+        """Its row after it was answered by a loop of its own, or as far as numbers go."""
         row, values = self.row(), self.values()
         seen = zlib.crc32(repr(values).encode()) if sees_whole_prompt else 0
         items = [(value, seen) for value in values]
         while row.finish_reason is None:
             logits = next_logits(items)
             logits[SUPPRESSED] = np.finfo(np.float32).min
-            token_id = row.sampler.select(logits)
+            try:
+                token_id = row.sampler.select(logits)
+            except VlmportError:
+                break
             row.append(token_id, (EOS,))
             items.append((float(token_id), 0))
         return row

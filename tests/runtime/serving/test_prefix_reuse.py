@@ -83,7 +83,7 @@ def test_the_longer_one_of_a_slot_and_of_the_store_is_taken(sample_manifest: Man
     running.batch.submit(request.sequence(3))
     running.finish()
     assert sum(running.slots.prefilled) - before == 2
-    assert names(running)[:4] == ["save", "load", "load", "copy"]
+    assert names(running)[:5] == ["save", "load", "load", "save", "copy"]
 
 
 def test_what_is_stored_or_still_in_a_slot_is_not_stored_again(sample_manifest: Manifest) -> None:
