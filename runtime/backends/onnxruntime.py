@@ -17,7 +17,7 @@ from vlmport.runtime.kv_cache import GrowingCache
 from vlmport.runtime.prompt_pieces import longest_piece, prompt_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
     from typing import Self
 
@@ -35,6 +35,7 @@ class OnnxRuntimeBackend(HostBackend):
         bundle: folder of the bundle.
         manifest: its manifest.
         threads: worker threads of each session; None for the cores that this process may use.
+        elsewhere: graphs that are not opened.
 
     Raises:
         VlmportError: if onnxruntime is not installed.
@@ -43,7 +44,13 @@ class OnnxRuntimeBackend(HostBackend):
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Path, manifest: Manifest, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        threads: int | None = None,
+        elsewhere: Collection[str] = (),
+    ) -> None:
         super().__init__(manifest)
         self._threads = threads
         self._sessions = {
@@ -51,6 +58,7 @@ class OnnxRuntimeBackend(HostBackend):
                 bundle / graph.file, self._threads_of(graph.name), manifest.precision
             )
             for graph in manifest.graphs
+            if graph.name not in elsewhere
         }
 
     def with_graph(self, graph: str, path: Path) -> Self:

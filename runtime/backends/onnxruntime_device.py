@@ -19,7 +19,7 @@ from vlmport.runtime.backends.onnxruntime_provider import open_provider_session
 from vlmport.runtime.prompt_pieces import longest_piece, prompt_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class OnnxRuntimeDeviceBackend(HostBackend):
         manifest: its manifest.
         provider: what runs the graphs.
         threads: worker threads for what the provider leaves to the CPU; None for all cores.
+        elsewhere: graphs that are not opened.
 
     Raises:
         VlmportError: if the provider does not load.
@@ -49,7 +50,12 @@ class OnnxRuntimeDeviceBackend(HostBackend):
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, provider: OrtProvider, threads: int | None = None
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        provider: OrtProvider,
+        threads: int | None = None,
+        elsewhere: Collection[str] = (),
     ) -> None:
         super().__init__(manifest)
         self.name = provider.backend
@@ -57,6 +63,7 @@ class OnnxRuntimeDeviceBackend(HostBackend):
         self._sessions = {
             graph.name: open_provider_session(bundle / graph.file, provider, threads)
             for graph in manifest.graphs
+            if graph.name not in elsewhere
         }
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
