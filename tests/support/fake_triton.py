@@ -33,12 +33,13 @@ class Asked:
     timeout_us: int | None
 
 
-@dataclass(frozen=True)
 class RefusalError(Exception):
     """Raised by a script: the server answers with an error."""
 
-    message: str
-    status: str = "INVALID_ARGUMENT"
+    def __init__(self, message: str, status: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
 
 
 Script = Callable[[Asked, threading.Event], Iterator[dict[str, Any]]]

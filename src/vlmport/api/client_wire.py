@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,6 @@ from vlmport.runtime.messages import ImagePart
 from vlmport.runtime.sampling import SamplingOptions
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import AsyncGenerator, Mapping
 
     from PIL import Image
