@@ -6,13 +6,17 @@ from vlmport.runtime.model import VisionLanguageModel
 from vlmport.runtime.regions import Box, Region
 from vlmport.runtime.request import GenerationResult, Piece, Request
 from vlmport.runtime.sampling import SamplingOptions
+from vlmport.runtime.serving.options import ServingOptions
+from vlmport.runtime.serving.service import GenerationService
 
 __all__ = [
     "Box",
     "GenerationResult",
+    "GenerationService",
     "Piece",
     "Region",
     "Request",
     "SamplingOptions",
+    "ServingOptions",
     "VisionLanguageModel",
 ]

@@ -1,25 +1,32 @@
-"""Opens pictures from files, and refuses what is none."""
+"""Opens pictures from files and bytes, and refuses what is none."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlmport.errors import InputError
 
-__all__ = ["MAX_PIXELS", "load_image"]
+__all__ = ["MAX_PIXELS", "ImageContent", "ImageSource", "image_content", "load_image"]
 
 # Pillow warns above 89 million pixels and raises above twice that; one limit, always an error.
 MAX_PIXELS = 89_478_485
 
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
 
-def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
+
+def load_image(source: ImageSource) -> Image.Image:
     """Opens a picture, applies its EXIF orientation and converts it to RGB.
 
     Args:
-        source: a path, or an open Pillow image.
+        source: a path, the bytes of an encoded picture, or an open Pillow image.
 
     Returns:
         An RGB image without transparency: what `transformers.image_utils.load_image` and the first
@@ -30,6 +37,46 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _decoded(source, "image")
+    if isinstance(source, bytes):
+        return _opened(io.BytesIO(source), "image")
+    path = _checked_path(source)
+    return _opened(path, str(path))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageContent:
+    """A picture whose content is known, but which may not be decoded yet.
+
+    Attributes:
+        digest: SHA-256 of the encoded picture; of the pixels, where there is no encoded one.
+        load: gives what `load_image` gives, and raises what that raises.
+    """
+
+    digest: bytes
+    load: Callable[[], Image.Image]
+
+
+def image_content(source: ImageSource) -> ImageContent:
+    """Reads a picture without decoding it, unless it is a Pillow image.
+
+    Raises:
+        InputError: if a file cannot be read, or a Pillow image cannot be used.
+    """
+    if isinstance(source, Image.Image):
+        # As the model will see it: orientation, palette and transparency are in the pixels then.
+        image = _decoded(source, "image")
+        head = f"{image.mode} {image.size} ".encode()
+        return ImageContent(hashlib.sha256(head + image.tobytes()).digest(), lambda: image)
+    if isinstance(source, bytes):
+        encoded, name = source, "image"
+    else:
+        path = _checked_path(source)
+        encoded, name = _read(path), str(path)
+    digest = hashlib.sha256(encoded).digest()
+    return ImageContent(digest, lambda: _opened(io.BytesIO(encoded), name))
+
+
+def _checked_path(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     try:
         is_there, is_file = path.exists(), path.is_file()
@@ -42,27 +89,40 @@ def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
     if not is_file:
         msg = f"{path}: not a file; expected a picture"
         raise InputError(msg)
-    return _opened(path)
+    return path
 
 
-def _opened(path: Path) -> Image.Image:
+def _read(path: Path) -> bytes:
     try:
-        with Image.open(path) as image:
-            return _decoded(image, str(path))
+        return path.read_bytes()
+    except PermissionError as error:
+        raise InputError(_no_permission(str(path))) from error
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror}); copy the file again"
+        raise InputError(msg) from error
+
+
+def _opened(file: Path | io.BytesIO, name: str) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return _decoded(image, name)
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        msg = f"{path}: not a picture that Pillow can read; expected PNG, JPEG, WebP or the like"
+        msg = f"{name}: not a picture that Pillow can read; expected PNG, JPEG, WebP or the like"
         raise InputError(msg) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        msg = f"{path}: {error}; at most {MAX_PIXELS} pixels are read; make the picture smaller"
+        msg = f"{name}: {error}; at most {MAX_PIXELS} pixels are read; make the picture smaller"
         raise InputError(msg) from error
     except PermissionError as error:
-        msg = f"{path}: no permission to read it; change the file's permissions"
-        raise InputError(msg) from error
+        raise InputError(_no_permission(name)) from error
     except Exception as error:  # a damaged header raises ValueError (PPM) and more, see _decoded
-        msg = f"{path}: cannot be read ({error}); the file is damaged"
+        msg = f"{name}: cannot be read ({error}); the file is damaged"
         raise InputError(msg) from error
+
+
+def _no_permission(name: str) -> str:
+    return f"{name}: no permission to read it; change the file's permissions"
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

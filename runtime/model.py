@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -20,10 +19,10 @@ from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from vlmport.runtime.backends.opening import open_backend
 from vlmport.runtime.coordinate_regions import read_coordinates
-from vlmport.runtime.generate import check_length, decode_rows, make_row
+from vlmport.runtime.generate import decode_rows
 from vlmport.runtime.image_file import load_image
 from vlmport.runtime.masks import with_masks
-from vlmport.runtime.messages import count_images, messages_from_prompt
+from vlmport.runtime.preparation import chat_of, check_features, prepare_image_of, prepare_row
 from vlmport.runtime.preprocessing import prepare_image
 from vlmport.runtime.prompt import PromptEncoder
 from vlmport.runtime.regions import read_regions
@@ -35,23 +34,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
-    from PIL import Image
 
     from vlmport.contract import Manifest
-    from vlmport.runtime.backends.base import Backend, Decoding
+    from vlmport.runtime.backends.base import (
+        Backend,
+        Decoding,
+        ImageFeatures,
+        PromptEmbeddings,
+        SlotDecoding,
+    )
     from vlmport.runtime.generate import Row
+    from vlmport.runtime.image_file import ImageSource
     from vlmport.runtime.messages import Message
+    from vlmport.runtime.preparation import ComputeFeatures
     from vlmport.runtime.preprocessing.prepared import ImageLayout, PreparedImage
     from vlmport.runtime.prompt import EncodedPrompt
     from vlmport.runtime.request import GenerationResult, Piece
 
 __all__ = ["VisionLanguageModel"]
-
-_log = logging.getLogger(__name__)
-_CUT = (
-    "prompt: the last %d tokens were cut off, because the model's training code keeps the first %d "
-    "of a prompt with images; shorten the prompt or give fewer images"
-)
 
 
 class VisionLanguageModel:
@@ -62,12 +62,19 @@ class VisionLanguageModel:
         tokenizer: the bundle's tokenizer.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: Tokenizer, backend: Backend) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        backend: Backend,
+        compute_features: ComputeFeatures | None = None,
+    ) -> None:
         # A backend may be built for shorter sequences than the bundle.
         limited = replace(manifest.dimensions, max_length=backend.max_length)
         self.manifest = replace(manifest, dimensions=limited)
         self.tokenizer = tokenizer
         self._backend = backend
+        self._compute_features = compute_features
         self._encoder = PromptEncoder(tokenizer, manifest.prompt, manifest.special_tokens)
 
     @classmethod
@@ -79,6 +86,7 @@ class VisionLanguageModel:
         engines: str | os.PathLike[str] | None = None,
         verify: bool = True,
         threads: int | None = None,
+        image_features: ComputeFeatures | None = None,
     ) -> VisionLanguageModel:
         """Opens a bundle.
 
@@ -90,6 +98,10 @@ class VisionLanguageModel:
                 the bundle that fits this machine.
             verify: whether every file's digest is checked, which reads the whole bundle once.
             threads: worker threads of ONNX Runtime; None for the cores that this process may use.
+            image_features: computes a picture's features [num_image_tokens, hidden_size] in place
+                of the bundle's image graphs, which then are not opened and may be missing in the
+                folder. It gets the picture's tiles, each as inputs of these graphs by name, may be
+                called by several threads at once, and must not change what it has returned.
 
         Raises:
             BundleError: if the bundle is missing, damaged, unsafe or newer than this vlmport.
@@ -101,16 +113,23 @@ class VisionLanguageModel:
         engine_folder = None if engines is None else Path(engines)
         manifest = load_manifest(folder)
         require_backend(backend, folder, engine_folder)  # told before everything is hashed
-        verify_files(folder, manifest, hashes=verify)
+        elsewhere = () if image_features is None else manifest.image_graphs
+        verify_files(folder, manifest, hashes=verify, elsewhere=elsewhere)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises plain Exception
             msg = f"{folder}/tokenizer.json: cannot be read ({error}); export the bundle again"
             raise BundleError(msg) from error
         opened = open_backend(
-            backend, folder, manifest, threads=threads, engines=engine_folder, verify=verify
+            backend,
+            folder,
+            manifest,
+            threads=threads,
+            engines=engine_folder,
+            verify=verify,
+            elsewhere=elsewhere,
         )
-        return cls(manifest, tokenizer, opened)
+        return cls(manifest, tokenizer, opened, image_features)
 
     @property
     def backend(self) -> str:
@@ -122,7 +141,7 @@ class VisionLanguageModel:
         *,
         prompt: str | None = None,
         messages: tuple[Message, ...] | None = None,
-        images: Sequence[str | os.PathLike[str] | Image.Image] = (),
+        images: Sequence[ImageSource] = (),
         max_new_tokens: int | None = None,
         sampling: SamplingOptions | None = None,
         stop_strings: Sequence[str] = (),
@@ -149,7 +168,7 @@ class VisionLanguageModel:
         *,
         prompt: str | None = None,
         messages: tuple[Message, ...] | None = None,
-        images: Sequence[str | os.PathLike[str] | Image.Image] = (),
+        images: Sequence[ImageSource] = (),
         max_new_tokens: int | None = None,
         sampling: SamplingOptions | None = None,
         stop_strings: Sequence[str] = (),
@@ -204,7 +223,7 @@ class VisionLanguageModel:
             for _, piece in steps:
                 if on_piece is not None:
                     on_piece(piece)
-        return [self._result(row) for row in rows]
+        return [self.result_of(row) for row in rows]
 
     def forced_logits(
         self, request: Request, token_ids: Sequence[int]
@@ -260,9 +279,9 @@ class VisionLanguageModel:
             )
             raise InputError(msg)
         changed = self._backend.with_graph(graph, path)
-        return VisionLanguageModel(self.manifest, self.tokenizer, changed)
+        return VisionLanguageModel(self.manifest, self.tokenizer, changed, self._compute_features)
 
-    def prepare(self, image: str | os.PathLike[str] | Image.Image) -> PreparedImage:
+    def prepare(self, image: ImageSource) -> PreparedImage:
         """Loads and preprocesses one picture.
 
         Raises:
@@ -278,7 +297,32 @@ class VisionLanguageModel:
 
     def image_features(self, image: PreparedImage) -> NDArray[np.floating[Any]]:
         """One picture's embeddings: [num_image_tokens, hidden_size] in the bundle's precision."""
-        return self._backend.image_features(image.tiles()).numpy()
+        return self.encode_image(image).numpy()
+
+    def encode_image(self, image: PreparedImage) -> ImageFeatures:
+        """One picture's embeddings, left where the backend keeps them.
+
+        Raises:
+            VlmportError: if they are computed elsewhere and are of another shape than expected.
+        """
+        if self._compute_features is None:
+            return self._backend.image_features(image.tiles())
+        features = self._compute_features(image.tiles())
+        check_features(features, image, self.manifest)
+        return self._backend.adopt_features(features)
+
+    def embed_prompt(
+        self, prompt: EncodedPrompt, features: Sequence[ImageFeatures]
+    ) -> PromptEmbeddings:
+        """What the decoder gets for a prompt, left where the backend keeps it.
+
+        Args:
+            prompt: of `encode`.
+            features: one for each image of the prompt, of `encode_image`.
+        """
+        # An image token's own embedding is replaced; its id may lie outside of the table.
+        text_ids = np.where(prompt.image_mask, 0, prompt.input_ids)
+        return self._backend.embed_prompt(text_ids, prompt.image_mask, features)
 
     def inputs_embeds(self, input_ids: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """The token embedding of int64 [batch, sequence_length]: [.., .., hidden_size]."""
@@ -302,33 +346,16 @@ class VisionLanguageModel:
         """
         return self._backend.start(batch, max_length)
 
-    def _row(self, request: Request, started: float) -> Row:
-        messages = request.messages
-        if messages is None:
-            assert request.prompt is not None
-            placeholder = self.manifest.prompt.image_placeholder
-            messages = messages_from_prompt(request.prompt, len(request.images), placeholder)
-        places = count_images(messages)
-        if places != len(request.images):
-            msg = (
-                f"images: found {len(request.images)}, the messages have {places} "
-                "image parts; give one image for each"
-            )
-            raise InputError(msg)
-        images = [self.prepare(image) for image in request.images]
-        prompt = self._encoder.encode(messages, [image.layout for image in images])
-        check_length(prompt, self.manifest.dimensions.max_length)
-        if prompt.num_cut:
-            _log.warning(_CUT, prompt.num_cut, len(prompt.input_ids))
-        # An image token's own embedding is replaced; its id may lie outside of the table.
-        text_ids = np.where(prompt.image_mask, 0, prompt.input_ids)
-        # One image at a time: the result of an image does not depend on its neighbours.
-        features = [self._backend.image_features(image.tiles()) for image in images]
-        embeds = self._backend.embed_prompt(text_ids, prompt.image_mask, features)
-        sizes = tuple(image.size for image in images)
-        return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started, sizes)
+    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+        """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`.
 
-    def _result(self, row: Row) -> GenerationResult:
+        Raises:
+            InputError: if the backend cannot hold as many.
+        """
+        return self._backend.start_slots(num_slots, cache_tokens)
+
+    def result_of(self, row: Row) -> GenerationResult:
+        """The whole answer of a row that has ended, with the regions that it names."""
         result = row.result(self._backend.name)
         form = self.manifest.answers
         if form.kind == "text":
@@ -343,6 +370,11 @@ class VisionLanguageModel:
         if regions and self.manifest.has_graph(MASK_DECODER):
             regions = with_masks(regions, row.image_sizes[0], self._decode_masks)
         return replace(result, regions=regions, faults=reading.faults)
+
+    def _row(self, request: Request, started: float) -> Row:
+        messages = chat_of(request, self.manifest)
+        images = [prepare_image_of(self, image) for image in request.images]
+        return prepare_row(self, request, messages, images, started)
 
     def _decode_masks(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
         return self.run(MASK_DECODER, {"codes": codes})["mask"]

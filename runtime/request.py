@@ -9,10 +9,7 @@ from vlmport.errors import InputError
 from vlmport.runtime.sampling import SamplingOptions
 
 if TYPE_CHECKING:
-    import os
-
-    from PIL import Image
-
+    from vlmport.runtime.image_file import ImageSource
     from vlmport.runtime.messages import Message
     from vlmport.runtime.regions import Region
 
@@ -26,7 +23,8 @@ class Request:
     Attributes:
         prompt: one user turn; or None, if `messages` is given.
         messages: a chat; or None, if `prompt` is given.
-        images: paths or Pillow images, in the order of their placeholders.
+        images: paths, encoded pictures as bytes, or Pillow images, in the order of their
+            placeholders.
         max_new_tokens: most tokens to generate; None for the bundle's default.
         sampling: how tokens are chosen; greedy by default.
         stop_strings: texts that end the answer, besides the bundle's own.
@@ -34,7 +32,7 @@ class Request:
 
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
-    images: tuple[str | os.PathLike[str] | Image.Image, ...] = ()
+    images: tuple[ImageSource, ...] = ()
     max_new_tokens: int | None = None
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     stop_strings: tuple[str, ...] = ()

@@ -248,6 +248,15 @@ class Backend(Protocol):
         """
         ...
 
+    def adopt_features(self, features: NDArray[np.floating[Any]]) -> ImageFeatures:
+        """Takes a picture's features that were computed elsewhere.
+
+        Args:
+            features: [num_image_tokens, hidden_size] in the bundle's precision, or another that is
+                rounded to it; may be kept, so that it must not change any more.
+        """
+        ...
+
     def embed_prompt(
         self,
         text_ids: NDArray[np.int64],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ class HostBackend(ABC):
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
+        # Pictures of several threads take turns: they would share the same cores, and each would
+        # need the memory of the image graphs' inner values, which ONNX Runtime keeps.
+        self._image_turn = threading.Lock()
 
     @property
     def max_length(self) -> int:
@@ -49,8 +53,13 @@ class HostBackend(ABC):
 
     def image_features(self, tiles: Sequence[Mapping[str, NDArray[Any]]]) -> HostFeatures:
         """Runs the image graphs on each tile; see `Backend.image_features`."""
-        features = np.concatenate([self._tile_features(tile) for tile in tiles])
+        with self._image_turn:
+            features = np.concatenate([self._tile_features(tile) for tile in tiles])
         return HostFeatures(features.reshape(-1, self._manifest.dimensions.hidden_size))
+
+    def adopt_features(self, features: NDArray[np.floating[Any]]) -> HostFeatures:
+        """Takes features that were computed elsewhere; see `Backend.adopt_features`."""
+        return HostFeatures(features)
 
     def _tile_features(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
         arrays = dict(inputs)

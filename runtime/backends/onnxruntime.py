@@ -11,10 +11,13 @@ import numpy as np
 
 from vlmport.errors import BundleError, VlmportError
 from vlmport.runtime.backends.host import HostBackend
+from vlmport.runtime.backends.onnxruntime_memory import host_value
+from vlmport.runtime.backends.onnxruntime_slots import OnnxRuntimeSlots
 from vlmport.runtime.kv_cache import GrowingCache
+from vlmport.runtime.prompt_pieces import longest_piece, prompt_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
     from typing import Self
 
@@ -22,10 +25,7 @@ if TYPE_CHECKING:
 
     from vlmport.contract import Manifest
 
-__all__ = ["OnnxRuntimeBackend", "open_session", "ort_value", "session_options"]
-
-# Longer prompts run in pieces: the attention of a piece needs heads x piece x capacity floats.
-_PREFILL_CHUNK = 512
+__all__ = ["OnnxRuntimeBackend", "open_session", "session_options"]
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -35,6 +35,7 @@ class OnnxRuntimeBackend(HostBackend):
         bundle: folder of the bundle.
         manifest: its manifest.
         threads: worker threads of each session; None for the cores that this process may use.
+        elsewhere: graphs that are not opened.
 
     Raises:
         VlmportError: if onnxruntime is not installed.
@@ -43,7 +44,13 @@ class OnnxRuntimeBackend(HostBackend):
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Path, manifest: Manifest, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        threads: int | None = None,
+        elsewhere: Collection[str] = (),
+    ) -> None:
         super().__init__(manifest)
         self._threads = threads
         self._sessions = {
@@ -51,6 +58,7 @@ class OnnxRuntimeBackend(HostBackend):
                 bundle / graph.file, self._threads_of(graph.name), manifest.precision
             )
             for graph in manifest.graphs
+            if graph.name not in elsewhere
         }
 
     def with_graph(self, graph: str, path: Path) -> Self:
@@ -86,6 +94,11 @@ class OnnxRuntimeBackend(HostBackend):
             max_length,
         )
 
+    def start_slots(self, num_slots: int, cache_tokens: int) -> OnnxRuntimeSlots:
+        """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
+        sessions = (self._sessions["embed_tokens"], self._sessions["decoder"])
+        return OnnxRuntimeSlots(*sessions, self._manifest, num_slots, cache_tokens)
+
 
 class OnnxRuntimeDecoding:
     """A batch of sequences; its decode step binds once and then only overwrites its inputs."""
@@ -98,9 +111,9 @@ class OnnxRuntimeDecoding:
         self._binding = decoder.io_binding()
         self._cache = GrowingCache(manifest.kv_layout, batch, max_length)
         self._first_position = manifest.attention.first_position
-        self._runs_whole_prompt = manifest.attention.prompt == "bidirectional"
-        self._past = [spec.name for spec in manifest.graph("decoder").inputs[4:]]
-        self._present = [spec.name for spec in manifest.graph("decoder").outputs[1:]]
+        self._longest_piece = longest_piece(manifest.attention)
+        self._past = manifest.past_ports
+        self._present = manifest.present_ports
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
         self._logits = np.empty((batch, manifest.dimensions.vocab_size), np.float32)
         # Arrays that the decode step's bindings point into.
@@ -111,30 +124,24 @@ class OnnxRuntimeDecoding:
         self._write_indices = np.zeros(batch, np.int64)
         self._valid_lengths = np.zeros(batch, np.int64)
         self._embed_binding = embed.io_binding()
-        self._embed_binding.bind_ortvalue_input("input_ids", ort_value(self._token_ids))
-        self._embed_binding.bind_ortvalue_output("inputs_embeds", ort_value(self._embeds))
+        self._embed_binding.bind_ortvalue_input("input_ids", host_value(self._token_ids))
+        self._embed_binding.bind_ortvalue_output("inputs_embeds", host_value(self._embeds))
         self._step_is_bound = False
 
     def prefill(
         self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Runs the prompts, causal ones in pieces of at most 512 tokens; see `Decoding.prefill`."""
-        sequence_length = inputs_embeds.shape[1]
-        piece = sequence_length if self._runs_whole_prompt else _PREFILL_CHUNK
-        self._reserve(sequence_length, filled=0)
+        """Runs the prompts, causal ones in pieces; see `Decoding.prefill`."""
+        self._reserve(inputs_embeds.shape[1], filled=0)
         chosen = np.empty_like(self._logits)
-        for start in range(0, sequence_length, piece):
-            stop = min(sequence_length, start + piece)
-            ends_here = (lengths > start) & (lengths <= stop)
-            positions = np.arange(start, stop, dtype=np.int64) + self._first_position
+        for piece in prompt_pieces(lengths, self._first_position, self._longest_piece):
             self._run(
-                np.ascontiguousarray(inputs_embeds[:, start:stop]),
-                np.ascontiguousarray(np.broadcast_to(positions, (len(lengths), stop - start))),
-                np.full(len(lengths), start, np.int64),
-                # Rows that end elsewhere choose any valid row; their logits are not kept.
-                np.clip(lengths, start + 1, stop),
+                np.ascontiguousarray(inputs_embeds[:, piece.start : piece.stop]),
+                piece.position_ids,
+                piece.write_indices,
+                piece.valid_lengths,
             )
-            chosen[ends_here] = self._logits[ends_here]
+            chosen[piece.ends_here] = self._logits[piece.ends_here]
         self._lengths[:] = lengths
         return chosen
 
@@ -165,7 +172,7 @@ class OnnxRuntimeDecoding:
         if not self._cache.reserve(rows, filled):
             return False
         for past, present, array in zip(self._past, self._present, self._cache.arrays, strict=True):
-            value = ort_value(array)
+            value = host_value(array)
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
         return True
@@ -184,8 +191,8 @@ class OnnxRuntimeDecoding:
     def _bind(self, *arrays: NDArray[Any]) -> None:
         names = ("inputs_embeds", "position_ids", "write_indices", "valid_lengths")
         for name, array in zip(names, arrays, strict=True):
-            self._binding.bind_ortvalue_input(name, ort_value(array))
-        self._binding.bind_ortvalue_output("logits", ort_value(self._logits))
+            self._binding.bind_ortvalue_input(name, host_value(array))
+        self._binding.bind_ortvalue_output("logits", host_value(self._logits))
 
 
 def open_session(
@@ -247,10 +254,3 @@ def session_options(threads: int | None) -> Any:
     # (a step of 35 ms took 69 ms). This stops the spinning when a run ends.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
-
-
-def ort_value(array: NDArray[Any]) -> Any:
-    """An OrtValue that points into the array; the caller keeps the array alive."""
-    import onnxruntime
-
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

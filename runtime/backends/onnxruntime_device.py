@@ -15,9 +15,10 @@ from vlmport.runtime.backends.onnxruntime_memory import (
     write_,
 )
 from vlmport.runtime.backends.onnxruntime_provider import open_provider_session
+from vlmport.runtime.prompt_pieces import longest_piece, prompt_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from vlmport.runtime.backends.onnxruntime_provider import OrtProvider
 
 __all__ = ["DeviceDecoding", "OnnxRuntimeDeviceBackend"]
-
-# As on the CPU: without a fused attention kernel, a piece needs heads x piece x capacity floats.
-_PREFILL_CHUNK = 512
 
 
 class OnnxRuntimeDeviceBackend(HostBackend):
@@ -43,6 +41,7 @@ class OnnxRuntimeDeviceBackend(HostBackend):
         manifest: its manifest.
         provider: what runs the graphs.
         threads: worker threads for what the provider leaves to the CPU; None for all cores.
+        elsewhere: graphs that are not opened.
 
     Raises:
         VlmportError: if the provider does not load.
@@ -50,7 +49,12 @@ class OnnxRuntimeDeviceBackend(HostBackend):
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, provider: OrtProvider, threads: int | None = None
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        provider: OrtProvider,
+        threads: int | None = None,
+        elsewhere: Collection[str] = (),
     ) -> None:
         super().__init__(manifest)
         self.name = provider.backend
@@ -58,6 +62,7 @@ class OnnxRuntimeDeviceBackend(HostBackend):
         self._sessions = {
             graph.name: open_provider_session(bundle / graph.file, provider, threads)
             for graph in manifest.graphs
+            if graph.name not in elsewhere
         }
 
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -114,10 +119,10 @@ class DeviceDecoding:
         self._decoder = decoder
         self._memory = memory
         self._first_position = manifest.attention.first_position
-        self._runs_whole_prompt = manifest.attention.prompt == "bidirectional"
+        self._longest_piece = longest_piece(manifest.attention)
         spec = manifest.graph("decoder")
-        self._past = [port.name for port in spec.inputs[4:]]
-        self._present = [port.name for port in spec.outputs[1:]]
+        self._past = manifest.past_ports
+        self._present = manifest.present_ports
         self._cache = _empty_cache(manifest, memory, batch, max_length)
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
         self._logits = np.empty((batch, manifest.dimensions.vocab_size), np.float32)
@@ -140,27 +145,17 @@ class DeviceDecoding:
     def prefill(
         self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Runs the prompts, causal ones in pieces of at most 512 tokens; see `Decoding.prefill`."""
-        batch, sequence_length = inputs_embeds.shape[:2]
-        piece = sequence_length if self._runs_whole_prompt else _PREFILL_CHUNK
+        """Runs the prompts, causal ones in pieces; see `Decoding.prefill`."""
         chosen = np.empty_like(self._logits)
-        for start in range(0, sequence_length, piece):
-            stop = min(sequence_length, start + piece)
-            positions = np.arange(start, stop, dtype=np.int64) + self._first_position
-            inputs = {
-                "inputs_embeds": inputs_embeds[:, start:stop],
-                "position_ids": np.broadcast_to(positions, (batch, stop - start)),
-                "write_indices": np.full(batch, start, np.int64),
-                # Rows that end elsewhere choose any valid row; their logits are not kept.
-                "valid_lengths": np.clip(lengths, start + 1, stop),
-            }
-            with told(f"decoder, tokens {start} to {stop} of the prompt"):
+        for piece in prompt_pieces(lengths, self._first_position, self._longest_piece):
+            embeds = np.ascontiguousarray(inputs_embeds[:, piece.start : piece.stop])
+            inputs = {"inputs_embeds": embeds, **piece.inputs()}
+            with told(f"decoder, tokens {piece.start} to {piece.stop} of the prompt"):
                 for name, array in inputs.items():
-                    value = self._memory.copy_of(np.ascontiguousarray(array))
+                    value = self._memory.copy_of(array)
                     self._prefill_binding.bind_ortvalue_input(name, value)
                 self._decoder.run_with_iobinding(self._prefill_binding)
-            ends_here = (lengths > start) & (lengths <= stop)
-            chosen[ends_here] = self._logits[ends_here]
+            chosen[piece.ends_here] = self._logits[piece.ends_here]
         self._lengths[:] = lengths
         return chosen
 

@@ -8,6 +8,7 @@ from vlmport.errors import InputError
 from vlmport.machine.requirements import backend_named, require_backend
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from vlmport.contract import Manifest
@@ -24,6 +25,7 @@ def open_backend(
     threads: int | None = None,
     engines: Path | None = None,
     verify: bool = True,
+    elsewhere: Collection[str] = (),
 ) -> Backend:
     """Opens what computes a bundle's graphs; only the modules that it needs are imported.
 
@@ -34,6 +36,7 @@ def open_backend(
         threads: worker threads of ONNX Runtime; None for the cores that this process may use.
         engines: folder of TensorRT engines; None for the one below the bundle that fits here.
         verify: whether the digests of engines are checked.
+        elsewhere: graphs that are not opened, because something else computes them.
 
     Raises:
         InputError: if there is no such backend, or an option is not one of its own.
@@ -46,16 +49,16 @@ def open_backend(
     if backend == "onnxruntime":
         from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(bundle, manifest, threads)
+        return OnnxRuntimeBackend(bundle, manifest, threads, elsewhere)
     if backend == "onnxruntime-cuda" or backend == "onnxruntime-tensorrt-rtx":
         from vlmport.runtime.backends.onnxruntime_device import OnnxRuntimeDeviceBackend
         from vlmport.runtime.backends.onnxruntime_provider import CUDA, TENSORRT_RTX
 
         provider = CUDA if backend == "onnxruntime-cuda" else TENSORRT_RTX
-        return OnnxRuntimeDeviceBackend(bundle, manifest, provider, threads)
+        return OnnxRuntimeDeviceBackend(bundle, manifest, provider, threads, elsewhere)
     if threads is not None:
         msg = f"threads: found {threads}; the backend {name} has no worker threads; leave it out"
         raise InputError(msg)
     from vlmport.runtime.backends.tensorrt import TensorRTBackend
 
-    return TensorRTBackend(bundle, manifest, backend, engines, verify=verify)
+    return TensorRTBackend(bundle, manifest, backend, engines, verify=verify, elsewhere=elsewhere)

@@ -14,7 +14,7 @@ from vlmport.runtime.engines.opening import find_engines, load_engines
 from vlmport.runtime.engines.running import RunningEngines
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -41,6 +41,7 @@ class TensorRTBackend:
         backend: the TensorRT module.
         engines: folder of the engines; None for those in the bundle that fit best.
         verify: whether the digest of every engine is checked.
+        elsewhere: graphs whose engines are not loaded.
         cuda: the GPU; None to look for one.
         bindings: the module; None to import it.
 
@@ -57,6 +58,7 @@ class TensorRTBackend:
         engines: Path | None = None,
         *,
         verify: bool = True,
+        elsewhere: Collection[str] = (),
         cuda: Cuda | None = None,
         bindings: Bindings | None = None,
     ) -> None:
@@ -65,8 +67,10 @@ class TensorRTBackend:
         self.name: str = backend
         self._manifest = manifest
         version = bindings.__version__
-        folder, found = find_engines(bundle, backend, version, cuda.device(), engines)
-        loaded = load_engines(folder, found, manifest, bindings, cuda, verify=verify)
+        folder, found = find_engines(bundle, backend, version, cuda.device(), engines, elsewhere)
+        loaded = load_engines(
+            folder, found, manifest, bindings, cuda, verify=verify, elsewhere=elsewhere
+        )
         self._running = RunningEngines(cuda, bindings, loaded)
         self._graphs = GraphRunner(self._running, manifest)
         self._contexts = DecodeContexts(self._running)
@@ -89,6 +93,10 @@ class TensorRTBackend:
     def image_features(self, tiles: Sequence[Mapping[str, NDArray[Any]]]) -> DeviceRows:
         """Runs the image graphs; see `Backend.image_features`."""
         return self._graphs.image_features(tiles)
+
+    def adopt_features(self, features: NDArray[np.floating[Any]]) -> DeviceRows:
+        """Copies features to the GPU; see `Backend.adopt_features`."""
+        return self._graphs.adopt_features(features)
 
     def embed_prompt(
         self,

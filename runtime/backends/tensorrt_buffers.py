@@ -53,7 +53,7 @@ class BatchBuffers:
             "suppressed": ("bool", (vocab_size,)),
         }
         rows = (batch, layout.num_kv_heads, capacity, layout.head_dim)
-        cache = {port.name: (layout.dtype, rows) for port in decoder.inputs[4:]}
+        cache = dict.fromkeys(manifest.past_ports, (layout.dtype, rows))
         with ExitStack() as held:  # what is there is freed if the rest does not fit
             self.cache = DeviceBlock(
                 cuda, cache, f"the cache of {batch} x {capacity} tokens (batch x max_length)"

@@ -12,6 +12,7 @@ from vlmport.errors import EngineError
 from vlmport.runtime.backends.tensorrt_buffers import BatchBuffers
 from vlmport.runtime.backends.tensorrt_step import RepeatedStep
 from vlmport.runtime.device.sizes import lay_out
+from vlmport.runtime.prompt_pieces import longest_piece, prompt_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vlmport.runtime.backends.tensorrt_graphs import DeviceRows
     from vlmport.runtime.backends.tensorrt_selection import Selection
     from vlmport.runtime.engines.running import RunningEngines
+    from vlmport.runtime.prompt_pieces import PromptPiece
 
 __all__ = ["BatchState", "DecodeContexts"]
 
@@ -66,8 +68,7 @@ class BatchState:
         self.capacity = running.engines.options.max_length
         self._running = running
         self._contexts = contexts
-        self._first_position = manifest.attention.first_position
-        self._runs_whole_prompt = manifest.attention.prompt == "bidirectional"
+        self._attention = manifest.attention
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
         self._selections: dict[type[Any], Selection] = {}
         self._steps: dict[type[Any], RepeatedStep] = {}
@@ -118,11 +119,9 @@ class BatchState:
         """
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         self._check_room(int(lengths.max()))
-        longest = int(lengths.max())
-        piece = self._contexts.prefill.largest("inputs_embeds", 1)
-        piece = longest if self._runs_whole_prompt else piece
-        for start in range(0, longest, piece):
-            self._queue_piece(prompts, lengths, start, min(longest, start + piece))
+        longest = longest_piece(self._attention, self._contexts.prefill.largest("inputs_embeds", 1))
+        for piece in prompt_pieces(lengths, self._attention.first_position, longest):
+            self._queue_piece(prompts, piece)
         self._lengths[:] = lengths
         self._write_control(uniform)
         selection.bind()
@@ -154,11 +153,9 @@ class BatchState:
         if rows > self.capacity:
             raise EngineError(too_long(rows, self.capacity))
 
-    def _queue_piece(
-        self, prompts: Sequence[DeviceRows], lengths: NDArray[np.int64], start: int, stop: int
-    ) -> None:
-        """Queues the prompts' tokens from `start` to `stop`; rows differ in length."""
-        batch, tokens = len(prompts), stop - start
+    def _queue_piece(self, prompts: Sequence[DeviceRows], piece: PromptPiece) -> None:
+        """Queues a piece of the prompts; rows differ in length."""
+        batch, tokens = piece.position_ids.shape
         context, stream = self._contexts.prefill, self._running.stream
         hidden = self.buffers.work.fields["inputs_embeds"].shape[2]
         shapes = {name: field.shape for name, field in self.buffers.cache.fields.items()}
@@ -170,14 +167,14 @@ class BatchState:
         }
         context.set_shapes(shapes)
         addresses = self._cache_addresses()
-        addresses |= self._upload_piece_control(lengths, start, stop)
-        addresses["inputs_embeds"] = self._queue_embeds(prompts, start, stop)
+        addresses |= self._upload_piece_control(piece)
+        addresses["inputs_embeds"] = self._queue_embeds(prompts, piece.start, piece.stop)
         logits = self.buffers.work.fields["logits"]
         addresses["logits"] = self._running.workspace.address("prefill logits", logits.size)
         context.bind(addresses)
         context.enqueue()
         row_bytes = logits.size // batch
-        for row in np.flatnonzero((lengths > start) & (lengths <= stop)):
+        for row in np.flatnonzero(piece.ends_here):
             source = addresses["logits"] + int(row) * row_bytes
             target = self.buffers.work["logits"] + int(row) * row_bytes
             stream.copy(target, source, row_bytes)
@@ -196,20 +193,12 @@ class BatchState:
                 self._running.stream.copy(target, prompt.address(start), tokens * row_bytes)
         return address
 
-    def _upload_piece_control(
-        self, lengths: NDArray[np.int64], start: int, stop: int
-    ) -> dict[str, int]:
-        positions = np.arange(start, stop, dtype=np.int64) + self._first_position
-        arrays = {
-            "position_ids": np.broadcast_to(positions, (len(lengths), stop - start)),
-            "write_indices": np.full(len(lengths), start, np.int64),
-            # Rows that end elsewhere choose any valid row; their logits are not kept.
-            "valid_lengths": np.clip(lengths, start + 1, stop),
-        }
+    def _upload_piece_control(self, piece: PromptPiece) -> dict[str, int]:
+        arrays = piece.inputs()
         fields, size = lay_out({name: ("int64", array.shape) for name, array in arrays.items()})
         content = np.zeros(size, np.uint8)
         for name, field in fields.items():
-            part = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
+            part = arrays[name].reshape(-1).view(np.uint8)
             content[field.offset : field.offset + field.size] = part
         address = self._running.workspace.address("positions of a prompt", size)
         self._running.transfer.upload(content, "uint8", address)
@@ -251,7 +240,7 @@ class BatchState:
         control = self.buffers.control
         # A row that has ended overwrites its last cache row, which nobody reads any more.
         control["write_indices"][:] = self._lengths - 1
-        control["position_ids"][:, 0] = self._lengths - 1 + self._first_position
+        control["position_ids"][:, 0] = self._lengths - 1 + self._attention.first_position
         control["valid_lengths"][:] = self._lengths
         control["uniform"][:, 0] = uniform
 

@@ -102,6 +102,13 @@ class GraphRunner:
             assert features is not None
             return features
 
+    def adopt_features(self, features: NDArray[np.floating[Any]]) -> DeviceRows:
+        """Copies features to the GPU; see `Backend.adopt_features`."""
+        with self._running.lock:
+            rows = self._rows(len(features), "the features of a picture")
+            self._running.transfer.upload(features, self._dtype, rows.address())
+            return rows
+
     def embed_prompt(
         self,
         text_ids: NDArray[np.int64],

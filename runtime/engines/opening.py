@@ -16,7 +16,7 @@ from vlmport.runtime.engines.log import engine_logger, listening
 from vlmport.runtime.engines.ports import check_engine_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     import tensorrt as trt
@@ -51,7 +51,12 @@ class LoadedEngines:
 
 
 def find_engines(
-    bundle: Path, backend: TensorRTName, version: str, device: Device, folder: Path | None = None
+    bundle: Path,
+    backend: TensorRTName,
+    version: str,
+    device: Device,
+    folder: Path | None = None,
+    elsewhere: Collection[str] = (),
 ) -> tuple[Path, EngineSet]:
     """Finds the folder of engines for a version of TensorRT and a GPU.
 
@@ -61,6 +66,7 @@ def find_engines(
         version: of the module that is installed.
         device: the GPU.
         folder: of engines that must be taken; None for the best of the bundle's.
+        elsewhere: graphs that something else computes; their engines may be missing.
 
     Returns:
         The folder and what its engine.json says. Engines for this GPU alone come before those that
@@ -71,7 +77,7 @@ def find_engines(
     """
     wanted = f"{backend} {version} on {device.name} ({device.tag})"
     if folder is not None:
-        engines = load_engine_set(folder)
+        engines = load_engine_set(folder, elsewhere)
         if _fits(engines, backend, version, device):
             return folder, engines
         msg = f"{folder}: found engines for {_purpose(engines)}; expected {wanted}; {_AGAIN}"
@@ -80,7 +86,7 @@ def find_engines(
     fitting, others = [], []
     for path in sorted(top.glob(f"*/{ENGINES_NAME}")):
         try:
-            engines = load_engine_set(path.parent)
+            engines = load_engine_set(path.parent, elsewhere)
         except EngineError as error:  # another folder may serve
             others.append(str(error))
             continue
@@ -105,8 +111,9 @@ def load_engines(
     cuda: Cuda,
     *,
     verify: bool = True,
+    elsewhere: Collection[str] = (),
 ) -> LoadedEngines:
-    """Loads every engine of a folder onto the GPU.
+    """Loads the engines of a folder onto the GPU.
 
     Args:
         folder: of engine.json and the engines.
@@ -115,18 +122,18 @@ def load_engines(
         bindings: the TensorRT module.
         cuda: the GPU.
         verify: whether the digest of every file is checked.
+        elsewhere: graphs that something else computes; their engines may be missing.
 
     Raises:
         EngineError: if a file is damaged, does not load, is not what engine.json says, or has no
             weights.
     """
-    _check_set(folder, engines, manifest)
+    _check_set(folder, engines, manifest, elsewhere)
+    wanted = [one for one in engines.engines if one.graph not in elsewhere]
     if verify:
-        _check_digests(folder, engines.engines)
+        _check_digests(folder, wanted)
     runtime = bindings.Runtime(engine_logger(bindings))
-    loaded = {
-        one.graph: load_engine(folder / one.file, one, runtime, cuda) for one in engines.engines
-    }
+    loaded = {one.graph: load_engine(folder / one.file, one, runtime, cuda) for one in wanted}
     return LoadedEngines(folder, engines, loaded, runtime)
 
 
@@ -147,7 +154,9 @@ def _purpose(engines: EngineSet) -> str:
     return f"{engines.options.backend} {engines.version} on {engines.capability}"
 
 
-def _check_set(folder: Path, engines: EngineSet, manifest: Manifest) -> None:
+def _check_set(
+    folder: Path, engines: EngineSet, manifest: Manifest, elsewhere: Collection[str]
+) -> None:
     if engines.options.strip_weights:
         msg = (
             f"{folder}: found engines without weights (--strip-weights); expected engines with "
@@ -161,7 +170,7 @@ def _check_set(folder: Path, engines: EngineSet, manifest: Manifest) -> None:
             f"that were built from it as it is; {_AGAIN}"
         )
         raise EngineError(msg)
-    graphs = [graph.name for graph in manifest.graphs]
+    graphs = [graph.name for graph in manifest.graphs if graph.name not in elsewhere]
     missing = [
         name for name in (*graphs, SELECT_GREEDY, SELECT_SAMPLED) if not engines.has_engine(name)
     ]

@@ -95,9 +95,8 @@ class _RecordingDecoding:
         self._backend = backend
         self._cache = cache
         self._length = 0
-        decoder = backend.manifest.graph("decoder")
-        self._past = [port.name for port in decoder.inputs[4:]]
-        self._present = [port.name for port in decoder.outputs[1:]]
+        self._past = backend.manifest.past_ports
+        self._present = backend.manifest.present_ports
 
     def prefill(
         self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]

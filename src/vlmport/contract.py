@@ -354,6 +354,16 @@ class Manifest:
         return f"{self.precision}, {self.quantization.name}"
 
     @property
+    def past_ports(self) -> tuple[str, ...]:
+        """Names of the decoder's inputs that are the cache: each layer's key, then its value."""
+        return tuple(port.name for port in self.graph("decoder").inputs[4:])
+
+    @property
+    def present_ports(self) -> tuple[str, ...]:
+        """Names of the decoder's outputs that are the cache, in the order of `past_ports`."""
+        return tuple(port.name for port in self.graph("decoder").outputs[1:])
+
+    @property
     def image_graphs(self) -> tuple[str, ...]:
         """The graphs that turn a prepared image into image features, in their order."""
         names = {graph.name for graph in self.graphs}

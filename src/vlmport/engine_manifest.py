@@ -12,7 +12,7 @@ from vlmport.contract_engines import ENGINES_NAME, ENGINES_SCHEMA_VERSION, Engin
 from vlmport.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 __all__ = ["load_engine_set", "read_engine_set", "save_engine_set"]
 
@@ -20,18 +20,19 @@ _ENGINE_SET = TypeAdapter(EngineSet)
 _AGAIN = "build the engines again with `vlmport build`"
 
 
-def load_engine_set(folder: Path) -> EngineSet:
+def load_engine_set(folder: Path, elsewhere: Collection[str] = ()) -> EngineSet:
     """Reads engine.json and checks that the engines beside it have the size that it says.
 
     Args:
         folder: of engine.json and the engines.
+        elsewhere: graphs that something else computes; their engines may be missing.
 
     Raises:
         EngineError: if it is missing, damaged or newer than this vlmport, or an engine is missing
             or of another size; all faults at once.
     """
     engines = read_engine_set(folder)
-    if faults := list(_faults(folder, engines)):
+    if faults := list(_faults(folder, engines, elsewhere)):
         msg = f"{folder}: {'; '.join(faults)}; {_AGAIN}"
         raise EngineError(msg)
     return engines
@@ -75,8 +76,10 @@ def save_engine_set(folder: Path, engines: EngineSet) -> None:
     (folder / ENGINES_NAME).write_text(content, encoding="utf-8")
 
 
-def _faults(folder: Path, engines: EngineSet) -> Iterator[str]:
+def _faults(folder: Path, engines: EngineSet, elsewhere: Collection[str]) -> Iterator[str]:
     for engine in engines.engines:
+        if engine.graph in elsewhere:
+            continue
         name = PurePosixPath(engine.file)
         path = folder / name
         if len(name.parts) != 1 or name.parts[0] == ".." or path.is_symlink():

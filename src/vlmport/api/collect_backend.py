@@ -10,7 +10,8 @@ import numpy as np
 
 from vlmport.calibration.probed_graph import ProbedGraph, probed_graph
 from vlmport.runtime.backends.host import HostBackend
-from vlmport.runtime.backends.onnxruntime import open_session, ort_value
+from vlmport.runtime.backends.onnxruntime import open_session
+from vlmport.runtime.backends.onnxruntime_memory import host_value
 from vlmport.runtime.kv_cache import GrowingCache
 
 if TYPE_CHECKING:
@@ -201,8 +202,8 @@ class ProbedDecoding:
         self._manifest = manifest
         self._cache = cache
         self._length = 0
-        self._past = [port.name for port in manifest.graph("decoder").inputs[4:]]
-        self._present = [port.name for port in manifest.graph("decoder").outputs[1:]]
+        self._past = manifest.past_ports
+        self._present = manifest.present_ports
 
     def prefill(
         self, inputs_embeds: NDArray[np.floating[Any]], lengths: NDArray[np.int64]
@@ -244,11 +245,11 @@ class ProbedDecoding:
         probed = [name for name in self._decoder.given_out if name != "logits"]
         for name in probed:
             binding.bind_output(name, "cpu")  # first, so that they are the first of get_outputs()
-        binding.bind_ortvalue_output("logits", ort_value(logits))
+        binding.bind_ortvalue_output("logits", host_value(logits))
         for name, array in fed.items():
-            binding.bind_ortvalue_input(name, ort_value(array))
+            binding.bind_ortvalue_input(name, host_value(array))
         for past, present, array in zip(self._past, self._present, self._cache.arrays, strict=True):
-            value = ort_value(array)
+            value = host_value(array)
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
         self._decoder.session.run_with_iobinding(binding)

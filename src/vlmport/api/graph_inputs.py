@@ -70,9 +70,7 @@ class GraphInputs:
         self, session: Any, values: Sequence[str], answer: GreedyAnswer
     ) -> Iterator[tuple[_Feed, _Feed]]:
         manifest = self._model.manifest
-        ports = manifest.graph("decoder")
-        past = [port.name for port in ports.inputs[4:]]
-        present = [port.name for port in ports.outputs[1:]]
+        past, present = manifest.past_ports, manifest.present_ports
         prompt = self._model.prompt_embeddings(answer.request)[None]
         followers = np.array(answer.token_ids[:-1], np.int64)[: self._decode_steps]
         capacity = prompt.shape[1] + len(followers)

@@ -25,6 +25,7 @@ from vlmport.cli.inspect import inspect_command
 from vlmport.cli.load import load_command
 from vlmport.cli.parity import parity_command
 from vlmport.cli.quantize import quantize_command
+from vlmport.cli.triton import triton_command
 from vlmport.errors import VlmportError
 
 __all__ = ["app", "main"]
@@ -66,6 +67,7 @@ app.command("export", rich_help_panel="From a checkpoint")(export_command)
 app.command("parity", rich_help_panel="From a checkpoint")(parity_command)
 app.command("quantize", rich_help_panel="With a bundle")(quantize_command)
 app.command("build", rich_help_panel="With a bundle")(build_command)
+app.command("triton", rich_help_panel="With a bundle")(triton_command)
 app.command("generate", rich_help_panel="With a bundle")(generate_command)
 app.command("evaluate", rich_help_panel="With a bundle")(evaluate_command)
 app.command("bench", rich_help_panel="With a bundle")(bench_command)
