@@ -166,7 +166,7 @@ def test_a_load_test_takes_a_file_and_names_its_errors(run_cli: RunCli, tmp_path
         options = ("--clients", "1", "--count", "4", "--max-new-tokens", "9")
         code, out, _ = run_cli("load", url, "--requests", path, *options)
     assert code == 0
-    assert "1 client: 2 x UNAVAILABLE: " in out
+    assert "1 client: 2 x HTTP_400: " in out
     assert "queue: full" in out
     assert {asked.parameters["max_tokens"] for asked in triton.asked} == {"9"}
 

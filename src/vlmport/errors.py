@@ -81,7 +81,8 @@ class ServerError(VlmportError):
     Args:
         message: for the user.
         kind: what went wrong in one word, for counting: a status of gRPC as "UNAVAILABLE" or
-            "INVALID_ARGUMENT"; "TIMEOUT" if the client waited no longer.
+            "INVALID_ARGUMENT", a status of HTTP as "HTTP_400", "TIMEOUT" if the client waited no
+            longer.
     """
 
     def __init__(self, message: str, kind: str) -> None:

@@ -259,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
             if has_begun:
                 self._event({"error": refusal.message})
             else:
-                self._reply({"UNAVAILABLE": 503}.get(refusal.status, 400), refusal.message)
+                self._refuse(refusal.message)
         except OSError:  # the client has gone
             gone.set()
             self.triton.cancelled.set()
@@ -269,9 +269,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(f"data: {json.dumps(fields)}\n\n".encode())
         self.wfile.flush()
 
+    def _refuse(self, message: str) -> None:
+        """As Triton 2.51 refuses: 400 for every kind of error, and an event for a body."""
+        body = f"data: {json.dumps({'error': message})}\n\n".encode()
+        self._begin("text/event-stream", len(body), 400)
+        self.wfile.write(body)
+
     def _reply(self, status: int, value: Any) -> None:
-        fields = {"error": value} if isinstance(value, str) else value
-        body = b"" if value is None else json.dumps(fields).encode()
+        body = b"" if value is None else json.dumps(value).encode()
         self._begin("application/json", len(body), status)
         self.wfile.write(body)
 

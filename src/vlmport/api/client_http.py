@@ -20,17 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpConnection"]
 
-# Triton's HTTP server gives its own errors these; see HttpCodeFromError in its http_server.cc.
-_KINDS = {
-    HTTPStatus.BAD_REQUEST: "INVALID_ARGUMENT",
-    HTTPStatus.NOT_FOUND: "NOT_FOUND",
-    HTTPStatus.CONFLICT: "ALREADY_EXISTS",
-    499: "CANCELLED",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "INTERNAL",
-    HTTPStatus.NOT_IMPLEMENTED: "UNIMPLEMENTED",
-    HTTPStatus.SERVICE_UNAVAILABLE: "UNAVAILABLE",
-    HTTPStatus.GATEWAY_TIMEOUT: "DEADLINE_EXCEEDED",
-}
 _EVENT = b"data:"
 # A line of an answer may hold the masks of a whole picture; aiohttp refuses longer ones.
 _LINE_BYTES = 16 << 20
@@ -132,12 +121,15 @@ class HttpConnection:
             raise ServerError(msg, "NOT_OURS") from error
 
     def _refusal(self, body: bytes, status: int) -> ServerError:
+        """What a status other than 200 says.
+
+        Triton 2.51 answers 400 for whatever a model refuses, so the status tells little.
+        """
         try:
-            message = json.loads(body)["error"]
+            message = json.loads(body.strip().removeprefix(_EVENT))["error"]
         except (ValueError, KeyError, TypeError):
-            message = body[:200].decode(errors="replace") or "no message"
-        kind = _KINDS.get(status, "UNKNOWN")
-        return ServerError(f"{self._where}: {message} (HTTP {status})", kind)
+            message = body[:200].decode(errors="replace").strip() or "no message"
+        return ServerError(f"{self._where}: {message} (HTTP {status})", f"HTTP_{status}")
 
     @asynccontextmanager
     async def _errors(self) -> AsyncIterator[None]:

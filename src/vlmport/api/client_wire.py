@@ -90,10 +90,7 @@ class ServerDescription:
 
 
 class Connection(Protocol):
-    """A way to one server.
-
-    Its errors are `ServerError`s whose kind is a status of gRPC, whatever carries the request.
-    """
+    """A way to one server; its errors are `ServerError`s."""
 
     async def describe(self) -> ServerDescription:
         """Asks the server for its name; fails if it cannot be reached or is not live."""
