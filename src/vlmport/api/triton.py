@@ -132,7 +132,9 @@ def _layout(options: TritonOptions) -> Layout:
     """Refuses what is not known or out of range, before anything is read."""
     backend = next((name for name in TRITON_BACKENDS if name == options.backend), None)
     if backend is None:
-        msg = f"backend: found {options.backend!r}; {close_matches(options.backend, TRITON_BACKENDS)}"
+        msg = (
+            f"backend: found {options.backend!r}; {close_matches(options.backend, TRITON_BACKENDS)}"
+        )
         raise InputError(msg)
     device = options.device or _USUAL_DEVICE[backend]
     if device not in _DEVICES:
@@ -145,7 +147,9 @@ def _layout(options: TritonOptions) -> Layout:
         )
         raise InputError(msg)
     smallest = {"instances": options.instances, "max_batch": options.max_batch}
-    if faults := [f"{key}: found {found}; expected 1 or more" for key, found in smallest.items() if found < 1]:
+    if faults := [
+        f"{key}: found {found}; expected 1 or more" for key, found in smallest.items() if found < 1
+    ]:
         raise InputError("; ".join(faults))
     return Layout(
         names=ModelNames(options.name),

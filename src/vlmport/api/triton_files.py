@@ -51,9 +51,7 @@ def graph_files(manifest: Manifest, graph: str) -> tuple[str, ...]:
     )
 
 
-def copy_bundle(
-    bundle: Path, manifest: Manifest, target: Path, graphs: Collection[str]
-) -> None:
+def copy_bundle(bundle: Path, manifest: Manifest, target: Path, graphs: Collection[str]) -> None:
     """Copies a bundle without the graphs that the main model does not run itself.
 
     Args:
