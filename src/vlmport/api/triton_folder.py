@@ -32,7 +32,9 @@ def check_place(repository: Path, *, overwrite: bool) -> None:
         )
         raise InputError(msg)
     if repository.is_symlink() or not repository.is_dir():
-        msg = f"{repository}: is no folder, so --overwrite does not replace it; choose another place"
+        msg = (
+            f"{repository}: is no folder, so --overwrite does not replace it; choose another place"
+        )
         raise InputError(msg)
     if any(repository.iterdir()) and not _is_ours(repository / MARKER_NAME):
         msg = (

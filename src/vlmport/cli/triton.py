@@ -75,7 +75,9 @@ def triton_command(
         report = write_repository(options, progress)
     typer.echo(f"{report.repository}: {len(report.models)} models")
     for model, platform, batch in report.models:
-        typer.echo(f"  {model:<32} {platform:<12} {f'batch {batch}' if batch else 'one by one':>10}")
+        typer.echo(
+            f"  {model:<32} {platform:<12} {f'batch {batch}' if batch else 'one by one':>10}"
+        )
     typer.echo(f"  {report.size / 1e6:.1f} MB, written in {report.seconds:.1f} s")
     if report.needs_engines:
         typer.echo(f"next, where the server will run: {report.repository}/build_engines.sh")
