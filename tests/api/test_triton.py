@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 from support.trained import exported, quantized
-from support.triton_repositories import (
+from support.triton_configs import (
     BACKENDS,
     CHECKPOINTS,
     config_of,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.triton_repositories import (
+from support.triton_configs import (
     CHECKPOINTS,
     config_of,
     configs_of,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.triton_repositories import repository
+from support.triton_configs import repository
 
 from vlmport.api.triton_package import needed_modules
 

@@ -44,11 +44,11 @@ def written(bundle: Path, folder: Path, backend: str = "python", **options: Any)
 
 
 @functools.cache
-def repository(checkpoint: str, backend: str, precision: str = "fp32") -> Path:
+def repository(checkpoint: str, backend: str) -> Path:
     """The repository of a checkpoint; a test that changes it works on a copy."""
     folder = Path(tempfile.mkdtemp(prefix="vlmport-triton-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return written(exported(checkpoint, precision), folder / "repository", backend)
+    return written(exported(checkpoint), folder / "repository", backend)
 
 
 def config_of(model: Path) -> Any:
