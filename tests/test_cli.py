@@ -15,7 +15,7 @@ from vlmport.contract import Manifest
 from vlmport.errors import InputError
 from vlmport.manifest import save_manifest
 
-VERBS = ("export", "parity", "generate", "inspect", "doctor")
+VERBS = ("export", "parity", "generate", "client", "load", "inspect", "doctor")
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -41,6 +41,11 @@ FORMS = {
     "generate": """BUNDLE --image --prompt --messages --max-new-tokens --stop --json --temperature
         --seed --top-k --top-p --min-p --repetition-penalty --frequency-penalty
         --presence-penalty""",
+    "client": """URL --image --prompt --messages --model --max-new-tokens --stop --timeout
+        --priority --json --temperature --seed --top-k --top-p --min-p --repetition-penalty
+        --frequency-penalty --presence-penalty""",
+    "load": """URL --requests --image --prompt --model --max-new-tokens --clients --rate --count
+        --duration --warm-up --seed --timeout --json""",
     "inspect": "BUNDLE --json",
     "doctor": "--json",
 }

@@ -17,6 +17,7 @@ __all__ = [
     "InputError",
     "ParityError",
     "QueueFullError",
+    "ServerError",
     "VlmportError",
     "close_matches",
 ]
@@ -72,6 +73,21 @@ class DeadlineError(VlmportError):
 
 class CancelledError(VlmportError):
     """A request was taken back before its answer was complete."""
+
+
+class ServerError(VlmportError):
+    """A server cannot be reached, or refuses or does not complete a request.
+
+    Args:
+        message: for the user.
+        kind: what went wrong in one word, for counting: a status of gRPC as "UNAVAILABLE" or
+            "INVALID_ARGUMENT", a status of HTTP as "HTTP_400", "TIMEOUT" if the client waited no
+            longer.
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def close_matches(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from vlmport.api.questions import listed
+from vlmport.api.line_fields import listed
 from vlmport.errors import InputError
 from vlmport.manifest import load_manifest, verify_files
 from vlmport.runtime.generate import check_length

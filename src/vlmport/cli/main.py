@@ -16,13 +16,16 @@ import vlmport
 from vlmport.api.extras import missing_module_message
 from vlmport.cli.bench import bench_command
 from vlmport.cli.build import build_command
+from vlmport.cli.client import client_command
 from vlmport.cli.doctor import doctor_command
 from vlmport.cli.evaluate import evaluate_command
 from vlmport.cli.export import export_command
 from vlmport.cli.generate import generate_command
 from vlmport.cli.inspect import inspect_command
+from vlmport.cli.load import load_command
 from vlmport.cli.parity import parity_command
 from vlmport.cli.quantize import quantize_command
+from vlmport.cli.triton import triton_command
 from vlmport.errors import VlmportError
 
 __all__ = ["app", "main"]
@@ -64,10 +67,13 @@ app.command("export", rich_help_panel="From a checkpoint")(export_command)
 app.command("parity", rich_help_panel="From a checkpoint")(parity_command)
 app.command("quantize", rich_help_panel="With a bundle")(quantize_command)
 app.command("build", rich_help_panel="With a bundle")(build_command)
+app.command("triton", rich_help_panel="With a bundle")(triton_command)
 app.command("generate", rich_help_panel="With a bundle")(generate_command)
 app.command("evaluate", rich_help_panel="With a bundle")(evaluate_command)
 app.command("bench", rich_help_panel="With a bundle")(bench_command)
 app.command("inspect", rich_help_panel="With a bundle")(inspect_command)
+app.command("client", rich_help_panel="With a server")(client_command)
+app.command("load", rich_help_panel="With a server")(load_command)
 app.command("doctor", rich_help_panel="This machine")(doctor_command)
 
 
