@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import vlmport
 from vlmport.api.bundle_folder import new_bundle
-from vlmport.api.triton_engines import write_engine_step
 from vlmport.api.triton_files import copy_bundle, copy_graph, write_model, write_root_files
 from vlmport.api.triton_folder import check_place, write_marker
 from vlmport.api.triton_models import Layout, model_configs
@@ -114,6 +113,8 @@ def write_repository(options: TritonOptions, progress: Progress) -> TritonReport
             for graph in served_graphs(manifest):
                 copy_graph(options.bundle, manifest, graph, folder / layout.names.of(graph) / "1")
         if layout.backend == "tensorrt":
+            from vlmport.api.triton_engines import write_engine_step  # needs onnx
+
             write_engine_step(options.bundle, manifest, layout, folder)
         write_root_files(folder, manifest, layout, configs)
         write_marker(folder, _marker(manifest, layout, [config.name for config in configs]))

@@ -102,6 +102,9 @@ def write_model(repository: Path, config: ModelConfig, layout: Layout) -> None:
             (folder / "warmup" / entry.tensor.name).write_bytes(entry.content)
     if config.platform == "python":
         (version / MODEL_FILES["python"]).write_text(_model(config, layout), encoding="utf-8")
+    if config.platform == "ensemble":
+        # Triton wants the folder of a version, and what copies a repository may drop an empty one.
+        (version / "ensemble").write_text("config.pbtxt says it all\n", encoding="utf-8")
 
 
 def _model(config: ModelConfig, layout: Layout) -> str:

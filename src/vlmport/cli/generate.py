@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +28,7 @@ from vlmport.cli.request_options import (
 from vlmport.errors import InputError
 
 if TYPE_CHECKING:
-    from vlmport.runtime import GenerationResult, Region
+    from vlmport.runtime import GenerationResult
 
 __all__ = ["generate_command"]
 
@@ -134,19 +133,9 @@ def _draw(target: Path, picture: Path, result: GenerationResult) -> None:
         raise InputError(msg) from error
 
 
-def _region_fields(region: Region) -> dict[str, object]:
-    from vlmport.runtime.masks import run_lengths
-
-    mask = region.mask
-    return {
-        "label": region.label,
-        "box": dataclasses.asdict(region.box),
-        "codes": region.codes,
-        "mask": None if mask is None else {"size": mask.shape, "counts": run_lengths(mask)},
-    }
-
-
 def _as_json(result: GenerationResult) -> str:
+    from vlmport.runtime.region_fields import region_fields
+
     fields = {
         "text": result.text,
         "token_ids": result.token_ids,
@@ -157,7 +146,7 @@ def _as_json(result: GenerationResult) -> str:
         "ttft_ms": round(result.ttft_ms, 3),
         "tokens_per_second": round(result.tokens_per_second, 3),
         "backend": result.backend,
-        "regions": [_region_fields(region) for region in result.regions],
+        "regions": [region_fields(region) for region in result.regions],
         "faults": result.faults,
     }
     return json.dumps(fields, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""The models of a Triton repository, as Triton's Python backend runs them."""
