@@ -21,7 +21,7 @@ from vlmport.runtime import VisionLanguageModel
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "deploy" / "triton.md"
 SECONDS = 300
-PORTS = ("8000", "8001", "8002")
+PORTS: tuple[str, ...] = ("8000", "8001", "8002")
 
 
 def commands_after(words: str) -> list[str]:

@@ -52,9 +52,7 @@ class Responses:
         """Whether nobody waits for them any more."""
         return self._sender.is_cancelled()
 
-    def piece(
-        self, text: str, token_ids: Sequence[int], usage: tuple[int, int, int]
-    ) -> None:
+    def piece(self, text: str, token_ids: Sequence[int], usage: tuple[int, int, int]) -> None:
         """Sends a part of an answer that goes on.
 
         Args:
