@@ -44,7 +44,8 @@ class GrpcConnection:
             ("grpc.max_receive_message_length", -1),
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        self._client = InferenceServerClient(address, channel_args=options)
+        # Without annotations; a checker takes what its methods return for None.
+        self._client: Any = InferenceServerClient(address, channel_args=options)
 
     async def describe(self) -> ServerDescription:
         """See `Connection.describe`."""
