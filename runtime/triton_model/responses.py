@@ -46,11 +46,16 @@ class Responses:
     def __init__(self, backend: Any, sender: ResponseSender) -> None:
         self._backend = backend
         self._sender = sender
+        self._has_ended = False
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for them any more."""
-        return self._sender.is_cancelled()
+        """Whether the client has gone; False once the last response is sent.
+
+        The server crashes (segmentation fault, Triton 2.51) where it is asked after that: it has
+        freed what it looks at. So this and the last response belong into one thread.
+        """
+        return not self._has_ended and self._sender.is_cancelled()
 
     def piece(self, text: str, token_ids: Sequence[int], usage: tuple[int, int, int]) -> None:
         """Sends a part of an answer that goes on.
@@ -86,6 +91,7 @@ class Responses:
         self._end(error_response(self._backend, error))
 
     def _end(self, response: object) -> None:
+        self._has_ended = True
         self._sender.send(response, flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _tensors(
