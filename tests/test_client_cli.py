@@ -57,7 +57,7 @@ def test_options_and_a_chat_reach_the_server(run_cli: RunCli, tmp_path: Path) ->
     options = "--model mine --max-new-tokens 3 --temperature 0.5 --top-k 2 --top-p 0.9 --min-p 0.1"
     more = "--seed 4 --stop a --stop b --repetition-penalty 1.5 --frequency-penalty 0.25"
     last = "--presence-penalty 0.75 --timeout 7 --priority 3"
-    with triton.grpc() as url:
+    with triton.http() as url:
         files = ("--messages", chat, "--image", tmp_path / "dog.png")
         words = [*options.split(), *more.split(), *last.split()]
         assert run_cli("client", url, *files, *words) == (0, "seen\n", "")
