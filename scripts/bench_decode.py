@@ -68,6 +68,7 @@ class TimedSession:
         return getattr(self.session, name)
 
     def run_with_iobinding(self, binding: Any) -> None:
+        """Runs the session and counts the time."""
         started = time.perf_counter()
         self.session.run_with_iobinding(binding)
         self.seconds += time.perf_counter() - started
