@@ -47,7 +47,7 @@ def main() -> None:
     if not checkpoint.exists():
         write_checkpoint(checkpoint, LLAMA_12X768, "float32")
     export(ExportOptions(checkpoint, bundle, overwrite=True), SilentProgress())
-    model = _endless(VisionLanguageModel.load(bundle, verify=False))
+    model = endless(VisionLanguageModel.load(bundle, verify=False))
     report = {
         "environment": environment(),
         "decode_and_bandwidth": _bandwidth_section(model, options.rounds),
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 @dataclass
-class _TimedSession:
+class TimedSession:
     """An ONNX Runtime session that adds up the time of its bound runs."""
 
     session: Any
@@ -68,6 +68,7 @@ class _TimedSession:
         return getattr(self.session, name)
 
     def run_with_iobinding(self, binding: Any) -> None:
+        """Runs the session and counts the time."""
         started = time.perf_counter()
         self.session.run_with_iobinding(binding)
         self.seconds += time.perf_counter() - started
@@ -85,7 +86,7 @@ def _bandwidth_section(model: VisionLanguageModel, rounds: int) -> dict[str, flo
     }
     opened: dict[str, Any] = vars(model._backend)["_sessions"]
     plain = dict(opened)
-    sessions = {name: _TimedSession(plain[name]) for name in ("embed_tokens", "decoder")}
+    sessions = {name: TimedSession(plain[name]) for name in ("embed_tokens", "decoder")}
     opened.update(sessions)
     bandwidths, steps, overheads = [], [], []
     for _ in range(rounds):
@@ -182,7 +183,7 @@ def _decode(
     context: int,
     tokens: int,
     max_length: int,
-    timed: Sequence[_TimedSession] = (),
+    timed: Sequence[TimedSession] = (),
 ) -> tuple[float, float]:
     """(median seconds of a step, seconds of all steps) after a prompt of random embeddings."""
 
@@ -194,7 +195,7 @@ def _decode(
     return statistics.median(steps), sum(steps)
 
 
-def _endless(model: VisionLanguageModel) -> VisionLanguageModel:
+def endless(model: VisionLanguageModel) -> VisionLanguageModel:
     """The same model without an end-of-sequence token: every answer has the asked length."""
     tokens = replace(model.manifest.special_tokens, eos_token_ids=())
     model.manifest = replace(model.manifest, special_tokens=tokens)
