@@ -57,9 +57,7 @@ class Responses:
         """
         return not self._has_ended and self._sender.is_cancelled()
 
-    def piece(
-        self, text: str, token_ids: Sequence[int], usage: tuple[int, int, int]
-    ) -> None:
+    def piece(self, text: str, token_ids: Sequence[int], usage: tuple[int, int, int]) -> None:
         """Sends a part of an answer that goes on.
 
         Args:

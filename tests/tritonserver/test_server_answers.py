@@ -10,7 +10,7 @@ import pytest
 import tritonclient.http
 from support.trained import exported
 from support.triton_cases import Expected, Family
-from support.triton_server import TritonServer
+from triton_server import TritonServer
 
 from vlmport.api.client import ask
 from vlmport.api.client_wire import wire_request
@@ -42,7 +42,9 @@ def plain_json(server: TritonServer, model: str, request: Request) -> Expected:
         **wire.parameters,
     }
     content |= {"messages": wire.messages} if wire.messages else {"text_input": wire.text_input}
-    status, answer = server.generate(model, {key: value for key, value in content.items() if value != []})
+    status, answer = server.generate(
+        model, {key: value for key, value in content.items() if value != []}
+    )
     if status != 200:
         return Expected(error=answer["error"])
     token_ids = answer["token_ids"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.trained import exported
 from support.triton_repositories import endless_bundle, python_repository
-from support.triton_server import TritonServer, triton_server
+from triton_server import TritonServer, triton_server
 from support.triton_streams import GrpcCall, HttpStream, Stream
 
 from vlmport.runtime import Request, VisionLanguageModel
@@ -197,9 +197,11 @@ def test_a_request_whose_time_is_up_ends_and_frees_its_slot(faulty: TritonServer
     stream = Stream(faulty, TIGHT, request_of(ENDLESSLY), timeout_s=0.5).ended()
     assert stream.error
     wait_until_idle(faulty)
-    assert faulty.metric("vlmport_late_requests", TIGHT) + faulty.metric(
-        "vlmport_cancelled_requests", TIGHT
-    ) >= late + 2
+    assert (
+        faulty.metric("vlmport_late_requests", TIGHT)
+        + faulty.metric("vlmport_cancelled_requests", TIGHT)
+        >= late + 2
+    )
 
 
 def test_unloading_and_loading_under_load_leaves_running_streams_whole(
