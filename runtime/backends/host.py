@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlmport.contract import Manifest
-    from vlmport.runtime.backends.base import Decoding, ImageFeatures
+    from vlmport.runtime.backends.base import Decoding, ImageFeatures, SlotDecoding
     from vlmport.runtime.sampling import TokenSampler
 
 __all__ = ["HostBackend"]
@@ -50,6 +50,10 @@ class HostBackend(ABC):
     @abstractmethod
     def start(self, batch: int, max_length: int) -> Decoding:
         """Makes an empty cache; see `Backend.start`."""
+
+    @abstractmethod
+    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+        """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
 
     def image_features(self, tiles: Sequence[Mapping[str, NDArray[Any]]]) -> HostFeatures:
         """Runs the image graphs on each tile; see `Backend.image_features`."""
