@@ -59,7 +59,8 @@ _VERSIONS = {
     "1.24.4 and 1.27.0, that of container 26.09, open such graphs",
     "TensorRT": "11; engines were built with TensorRT-RTX 1.7 by the same code, none has run on a "
     "GPU",
-    "numpy": "1.26 or 2.x, as the server's Python backend was made for; one of 2024 needs 1.26",
+    "numpy": "1.26, which the vendor's container has; a Python model refuses to start where arrays "
+    "do not reach it whole, as with numpy 2 on Triton 2.51",
 }
 
 
