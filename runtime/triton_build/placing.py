@@ -86,9 +86,8 @@ def engine_faults(
                 f"{folder}: found engines for {_words(made_for)}; expected {_words(wanted)}"
             )
             continue
-        for graph in graphs:
-            if fault := _engine_fault(folder, found, graph, digests[graph]):
-                faults.append(fault)
+        each = (_engine_fault(folder, found, graph, digests[graph]) for graph in graphs)
+        faults += [fault for fault in each if fault]
     return faults
 
 
@@ -110,9 +109,10 @@ def _engine_fault(folder: Path, found: EngineSet, graph: str, digest: str) -> st
     if not found.has_engine(graph):
         return f"{folder}: found no engine of {graph}"
     engine = found.engine(graph)
+    path = folder / engine.file
     if engine.source_sha256 != digest:
-        return f"{folder / engine.file}: found an engine of another graph or of other options"
-    with (folder / engine.file).open("rb") as file:
+        return f"{path}: found an engine of another graph or of other options"
+    with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != engine.sha256:
-            return f"{folder / engine.file}: its content is not what {ENGINES_NAME} says (other SHA-256)"
+            return f"{path}: its content is not what {ENGINES_NAME} says (other SHA-256)"
     return ""
