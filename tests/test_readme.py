@@ -25,6 +25,7 @@ PAGES = (
     "docs/engines.md",
     "docs/gpu-loop.md",
     "docs/onnxruntime-gpu.md",
+    "docs/serving.md",
     "docs/token-selection.md",
     "docs/measurements/engines.md",
     "docs/measurements/gpu.md",

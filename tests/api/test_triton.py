@@ -32,6 +32,7 @@ from vlmport.contract import IMAGE_GRAPHS
 from vlmport.errors import InputError
 from vlmport.manifest import file_entry, load_manifest
 from vlmport.runtime import VisionLanguageModel
+from vlmport.runtime.triton_model.parameters import read_parameters
 
 SOURCE = Path(__file__).resolve().parents[2]
 GRAPHS = (*IMAGE_GRAPHS, "embed_tokens")
@@ -328,6 +329,8 @@ def test_the_requirements_are_those_of_the_package() -> None:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     known = {*project["dependencies"], *extras["cpu"], *extras["gpu"]}
+    assert "numpy>=1.26,<3" in known
+    known |= {"numpy>=1.26,<2"}  # narrower on a server
     assert {*_COMMON, *(line for lines in _OF_BACKEND.values() for line in lines)} <= known
     for checkpoint, backend in (("tinyllava", "python"), ("fuyu", "tensorrt")):
         lines = (repository(checkpoint, backend) / "requirements.txt").read_text().splitlines()
@@ -345,3 +348,37 @@ def test_the_readme_names_files_and_models_that_exist(backend: str) -> None:
     assert set(rows) == set(configs_of(folder))
     assert ("build_engines.sh" in text) == (backend == "tensorrt")
     assert (folder / "Dockerfile").exists()
+    with pytest.raises(InputError, match="known: ") as refusal:
+        read_parameters('{"unknown": 1}', 0)
+    known = re.findall(r"\w+", str(refusal.value).rpartition("known: ")[2].partition(";")[0])
+    assert len(known) > 8
+    assert [name for name in known if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("checkpoint", ["tinyllava", "fuyu"])
+def test_the_main_model_answers_by_the_image_models(checkpoint: str) -> None:
+    """Its bundle has no image graphs; their models are asked as Triton would ask them."""
+    folder = repository(checkpoint, "onnxruntime")
+    whole_model = VisionLanguageModel.load(exported(checkpoint), threads=1)
+    graphs = whole_model.manifest.image_graphs
+    sessions = [opened(folder / graph / "1" / "model.onnx") for graph in graphs]
+
+    def image_features(tiles: Any) -> Any:
+        results = []
+        for tile in tiles:
+            arrays = dict(tile)
+            for session in sessions:
+                names = [port.name for port in session.get_outputs()]
+                inputs = {port.name: arrays[port.name] for port in session.get_inputs()}
+                arrays |= dict(zip(names, session.run(names, inputs), strict=True))
+            results.append(arrays["image_features"])
+        return np.concatenate(results).reshape(-1, whole_model.manifest.dimensions.hidden_size)
+
+    home = folder / "vlm" / "1"
+    model = VisionLanguageModel.load(home / "bundle", threads=1, image_features=image_features)
+    images = [Image.new("RGB", (64, 64), (200, 30, 30))]
+    answers = [
+        one.generate(prompt="What is this?", images=images, max_new_tokens=8).token_ids
+        for one in (model, whole_model)
+    ]
+    assert answers[0] == answers[1]
