@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlmport.contract import KVLayout
+    from vlmport.runtime.backends.base import StoredTokens
 
 __all__ = ["HostStoredTokens", "SlotArena", "slot_capacity"]
 
@@ -49,6 +50,7 @@ class SlotArena:
     Args:
         layout: form of the cache.
         cache_tokens: tokens of all rows together.
+        max_length: tokens of one row at most.
 
     Attributes:
         capacity: tokens of a row.
@@ -57,10 +59,11 @@ class SlotArena:
         InputError: if there is not so much memory.
     """
 
-    def __init__(self, layout: KVLayout, cache_tokens: int) -> None:
+    def __init__(self, layout: KVLayout, cache_tokens: int, max_length: int) -> None:
         self._layout = layout
         self._token_size = layout.num_kv_heads * layout.head_dim
         self._cache_tokens = cache_tokens
+        self._max_length = max_length
         self.capacity = 0
         shape = (2 * layout.num_layers, cache_tokens * self._token_size)
         try:
@@ -82,25 +85,14 @@ class SlotArena:
         assert stop * self.capacity <= self._cache_tokens
         return [self._rows(flat, self.capacity, start, stop) for flat in self._flat]
 
-    def lay_out(self, capacity: int, filled: NDArray[np.int64]) -> None:
-        """Gives every row another capacity.
-
-        Args:
-            capacity: tokens of a row from now on.
-            filled: int64 [rows], tokens of each row that are kept; rows behind are forgotten.
-        """
-        # A row is written where others were that have moved already, or where it was itself, which
-        # numpy copies through a temporary array.
-        order = np.flatnonzero(filled)
-        if capacity > self.capacity:
-            order = order[::-1]
-        for flat in self._flat:
-            for row in order:
-                length = filled[row]
-                [source] = self._rows(flat, self.capacity, row, row + 1)
-                [target] = self._rows(flat, capacity, row, row + 1)
-                target[:, :length] = source[:, :length]
-        self.capacity = capacity
+    def make_room(self, filled: NDArray[np.int64], reserved: NDArray[np.int64]) -> None:
+        """Changes the capacity if that pays, or must be; see `SlotContent.make_room`."""
+        used, longest = int(np.flatnonzero(reserved)[-1]) + 1, int(reserved.max())
+        limit = min(self._max_length, self._cache_tokens // used)
+        wanted = min(slot_capacity(longest), limit)
+        # Shrinking copies what a decode step or two read; it is put off while it saves little.
+        if self.capacity < wanted or self.capacity > limit or 4 * wanted <= 3 * self.capacity:
+            self._lay_out(wanted, np.minimum(filled, reserved))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first tokens of a row to another one."""
@@ -114,8 +106,9 @@ class SlotArena:
             np.stack([array[0, :, :length] for array in self.rows(row, row + 1)])
         )
 
-    def load(self, row: int, stored: HostStoredTokens, length: int) -> None:
+    def load(self, row: int, stored: StoredTokens, length: int) -> None:
         """Overwrites the first tokens of a row."""
+        assert isinstance(stored, HostStoredTokens)  # from a backend of this kind
         for array, content in zip(self.rows(row, row + 1), stored.content, strict=True):
             array[0, :, :length] = content[:, :length]
 
@@ -128,6 +121,20 @@ class SlotArena:
         """Gives the memory back."""
         self._flat.clear()
 
+    def _lay_out(self, capacity: int, filled: NDArray[np.int64]) -> None:
+        # A row is written where others were that have moved already, or where it was itself, which
+        # numpy copies through a temporary array.
+        order: list[int] = np.flatnonzero(filled).tolist()
+        if capacity > self.capacity:
+            order.reverse()
+        for flat in self._flat:
+            for row in order:
+                length = filled[row]
+                [source] = self._rows(flat, self.capacity, row, row + 1)
+                [target] = self._rows(flat, capacity, row, row + 1)
+                target[:, :length] = source[:, :length]
+        self.capacity = capacity
+
     def _rows(self, flat: NDArray[Any], capacity: int, start: int, stop: int) -> NDArray[Any]:
         size = capacity * self._token_size
         shape = (stop - start, self._layout.num_kv_heads, capacity, self._layout.head_dim)
@@ -139,5 +146,5 @@ def slot_capacity(longest: int) -> int:
 
     It depends on the length alone, so that what fits does not depend on what was there before.
     """
-    step = max(_MULTIPLE, (1 << (longest - 1).bit_length()) // 16) if longest else _MULTIPLE
+    step = max(_MULTIPLE, (1 << (longest - 1).bit_length()) // 16)
     return -(-longest // step) * step

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmport.errors import InputError
-
 if TYPE_CHECKING:
     from vlmport.contract import AttentionForm
 
@@ -15,37 +13,29 @@ __all__ = ["SlotLengths"]
 
 
 class SlotLengths:
-    """The sequences of a `vlmport.runtime.backends.base.SlotDecoding`, without their content.
+    """The sequences of a cache without their content. What it checks are faults of the caller.
 
     Args:
         num_slots: sequences at most.
-        max_length: tokens of one sequence at most.
         attention: whether a prompt may be cut.
 
     Attributes:
         filled: int64 [num_slots], tokens whose keys and values are there.
         reserved: int64 [num_slots], tokens that there must be room for: those, or a prompt that is
-            still running.
+            still running. 0 in an empty slot.
     """
 
-    def __init__(self, num_slots: int, max_length: int, attention: AttentionForm) -> None:
+    def __init__(self, num_slots: int, attention: AttentionForm) -> None:
         self.filled = np.zeros(num_slots, np.int64)
         self.reserved = np.zeros(num_slots, np.int64)
-        self.max_length = max_length
         self._sees_whole_prompt = attention.prompt == "bidirectional"
 
-    def __len__(self) -> int:
-        """Slots."""
-        return len(self.filled)
-
-    @property
-    def used(self) -> int:
-        """Slots up to the last one that holds a sequence."""
-        occupied = np.flatnonzero(self.reserved)
-        return int(occupied[-1]) + 1 if len(occupied) else 0
+    def check_slot(self, slot: int) -> None:
+        """Checks an index."""
+        assert 0 <= slot < len(self.filled), f"slot {slot} of {len(self.filled)}"
 
     def check_piece(self, slot: int, prompt: int, start: int, stop: int) -> None:
-        """Checks a piece of a prompt; what is wrong here is a fault of the caller.
+        """Checks a piece of a prompt.
 
         Args:
             slot: where it runs.
@@ -57,51 +47,27 @@ class SlotLengths:
         assert 0 <= start < stop <= prompt, (start, stop, prompt)
         assert start <= self.filled[slot], f"slot {slot} lacks tokens in front of {start}"
         if self._sees_whole_prompt:
-            whole = start in {0, prompt - 1} and stop == prompt
-            assert whole, f"a prompt that sees itself both ways is cut at {start}, {stop}"
+            assert stop == prompt, f"a prompt whose tokens all see each other is cut at {stop}"
 
-    def check_step(self, num_decoded: int) -> None:
+    def check_step(self, count: int) -> None:
         """Checks that the first slots can be decoded."""
-        assert 0 < num_decoded <= len(self), num_decoded
-        assert self.filled[:num_decoded].all(), "an empty slot is decoded"
+        assert 0 < count <= len(self.filled), count
+        filled, reserved = self.filled[:count], self.reserved[:count]
+        assert filled.all(), f"one of the first {count} slots is empty"
+        assert (filled == reserved).all(), f"the prompt of one of the first {count} is cut short"
 
     def check_length(self, slot: int, length: int) -> None:
         """Checks that a slot's first tokens are there."""
         self.check_slot(slot)
         assert 0 < length <= self.filled[slot], (length, self.filled[slot])
 
-    def check_slot(self, slot: int) -> None:
-        """Checks an index."""
-        assert 0 <= slot < len(self), f"slot {slot} of {len(self)}"
-
-    def check_room(self, length: int) -> None:
-        """Checks that one sequence may be so long.
-
-        Raises:
-            InputError: if it may not.
-        """
-        if length > self.max_length:
-            msg = (
-                f"cache: found a sequence of {length} tokens; expected at most {self.max_length} "
-                "(max_length); shorten the prompt or ask for fewer tokens"
-            )
-            raise InputError(msg)
-
     def put(self, slot: int, filled: int, reserved: int = 0) -> None:
         """Says what a slot holds from now on.
 
         Args:
             slot: its index.
-            filled: tokens that are there; 0 empties the slot.
+            filled: tokens that are there; the slot is empty if both are 0.
             reserved: tokens that there must be room for, if those are more.
         """
         self.filled[slot] = filled
         self.reserved[slot] = max(filled, reserved)
-
-    def move(self, source: int, target: int) -> None:
-        """Gives the sequence of a slot to another one."""
-        self.check_slot(source)
-        self.check_slot(target)
-        if source != target:
-            self.put(target, int(self.filled[source]), int(self.reserved[source]))
-            self.put(source, 0)

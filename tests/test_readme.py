@@ -19,14 +19,27 @@ PAGES = (
     "docs/quantization/kv-cache.md",
     "docs/bench.md",
     "docs/debugging.md",
+    "docs/deploy/README.md",
+    "docs/deploy/scaling.md",
+    "docs/deploy/triton.md",
     "docs/engines.md",
     "docs/gpu-loop.md",
     "docs/onnxruntime-gpu.md",
+    "docs/serving.md",
     "docs/token-selection.md",
     "docs/measurements/engines.md",
     "docs/measurements/gpu.md",
     "docs/measurements/precision.md",
     "docs/onnxruntime-gpu.md",
+)
+
+SCRIPTS = (
+    "scripts/setup",
+    "scripts/test",
+    "scripts/demo",
+    "scripts/setup_triton",
+    "scripts/run_triton",
+    ".ci/run",
 )
 
 
@@ -50,7 +63,7 @@ def test_named_paths_of_the_repository_exist(page: str) -> None:
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
-@pytest.mark.parametrize("script", ["scripts/setup", "scripts/test", "scripts/demo", ".ci/run"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_can_be_run(script: str) -> None:
     path = REPOSITORY / script
     assert os.access(path, os.X_OK)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmport.runtime.backends.host import HostBackend
+from vlmport.runtime.backends.onnxruntime_device_slots import DeviceSlots
 from vlmport.runtime.backends.onnxruntime_memory import (
     array_of,
+    empty_cache,
     host_value,
-    numpy_dtype,
     told,
     write_,
 )
@@ -89,6 +90,12 @@ class OnnxRuntimeDeviceBackend(HostBackend):
         with told(f"a cache of {batch} rows x {max_length} tokens on {self.name}"):
             return DeviceDecoding(*sessions, self._manifest, self._memory, batch, max_length)
 
+    def start_slots(self, num_slots: int, cache_tokens: int) -> DeviceSlots:
+        """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
+        sessions = (self._sessions["embed_tokens"], self._sessions["decoder"])
+        with told(f"a cache of {cache_tokens} tokens on {self.name}"):
+            return DeviceSlots(*sessions, self._manifest, self._memory, num_slots, cache_tokens)
+
 
 class DeviceDecoding:
     """A batch of sequences; every value that a decode step reads or writes is bound once.
@@ -123,7 +130,7 @@ class DeviceDecoding:
         spec = manifest.graph("decoder")
         self._past = manifest.past_ports
         self._present = manifest.present_ports
-        self._cache = _empty_cache(manifest, memory, batch, max_length)
+        self._cache = empty_cache(manifest.kv_layout, memory, batch, max_length)
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
         self._logits = np.empty((batch, manifest.dimensions.vocab_size), np.float32)
         self._step_inputs = {
@@ -188,12 +195,3 @@ class DeviceDecoding:
         # ONNX Runtime copies the logits to the host at the end of a run.
         binding.bind_ortvalue_output("logits", host_value(self._logits))
         return binding
-
-
-def _empty_cache(manifest: Manifest, memory: OrtMemory, batch: int, max_length: int) -> list[Any]:
-    layout = manifest.kv_layout
-    # Zeros, since attention multiplies rows that are not valid by 0, and 0 * NaN is NaN. The same
-    # array for all of them, so that the host holds one at a time.
-    shape = (batch, layout.num_kv_heads, max_length, layout.head_dim)
-    zeros = np.zeros(shape, numpy_dtype(layout.dtype))
-    return [memory.copy_of(zeros) for _ in range(2 * layout.num_layers)]

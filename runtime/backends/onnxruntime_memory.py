@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["OrtMemory", "array_of", "host_value", "numpy_dtype", "told", "write_"]
+    from vlmport.contract import KVLayout
+
+__all__ = ["OrtMemory", "array_of", "empty_cache", "host_value", "numpy_dtype", "told", "write_"]
 
 _BFLOAT16 = 16  # TensorProto.BFLOAT16: numpy has no such type, so ONNX Runtime takes the number
 
@@ -38,8 +40,18 @@ class OrtMemory:
         """A new OrtValue whose content is not set."""
         from onnxruntime import OrtValue
 
-        element = _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
-        return OrtValue.ortvalue_from_shape_and_type(list(shape), element, self.device, self.index)
+        shape, element = list(shape), _element(dtype)
+        return OrtValue.ortvalue_from_shape_and_type(shape, element, self.device, self.index)
+
+    def part(self, dtype: str, shape: Sequence[int], address: int) -> dict[str, Any]:
+        """What a binding is told of a tensor in the middle of a value, after its name."""
+        return {
+            "device_type": self.device,
+            "device_id": self.index,
+            "element_type": _element(dtype),
+            "shape": list(shape),
+            "buffer_ptr": address,
+        }
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Any:
         """A new OrtValue of zeros."""
@@ -50,6 +62,15 @@ class OrtMemory:
         value = self.empty(array.shape, array.dtype.name)
         write_(value, array)
         return value
+
+
+def empty_cache(layout: KVLayout, memory: OrtMemory, batch: int, capacity: int) -> list[Any]:
+    """OrtValues [batch, num_kv_heads, capacity, head_dim]: each layer's key, then its value."""
+    # Zeros, since attention multiplies rows that are not valid by 0, and 0 * NaN is NaN. The same
+    # array for all of them, so that the host holds one at a time.
+    shape = (batch, layout.num_kv_heads, capacity, layout.head_dim)
+    zeros = np.zeros(shape, numpy_dtype(layout.dtype))
+    return [memory.copy_of(zeros) for _ in range(2 * layout.num_layers)]
 
 
 @contextmanager
@@ -115,3 +136,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         raise VlmportError(msg) from error
     bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return bfloat16
+
+
+def _element(dtype: str) -> Any:
+    return _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)

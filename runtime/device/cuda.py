@@ -24,6 +24,7 @@ __all__ = [
     "Device",
     "Event",
     "Stream",
+    "Strided",
     "find_device",
     "load_cuda",
 ]
@@ -51,6 +52,7 @@ FUNCTIONS = (
     "cudaHostAlloc",
     "cudaMalloc",
     "cudaMemGetInfo",
+    "cudaMemcpy2DAsync",
     "cudaMemcpyAsync",
     "cudaMemsetAsync",
     "cudaRuntimeGetVersion",
@@ -229,6 +231,19 @@ class Cuda:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Strided:
+    """Pieces of memory at equal distances.
+
+    Attributes:
+        address: of the first one.
+        pitch: bytes from the beginning of one to that of the next.
+    """
+
+    address: int
+    pitch: int
+
+
 class Stream:
     """A queue of work on the GPU; handed out as int(stream) to TensorRT."""
 
@@ -255,6 +270,22 @@ class Stream:
     def copy(self, target: int, source: int, size: int) -> None:
         """Queues a copy within the GPU."""
         self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
+
+    def copy_strided(self, target: Strided, source: Strided, width: int, height: int) -> None:
+        """Queues a copy within the GPU of pieces that lie apart.
+
+        Args:
+            target: where the pieces go.
+            source: where they lie.
+            width: bytes of a piece.
+            height: pieces.
+        """
+        kind = self._cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._cuda.call(
+            "cudaMemcpy2DAsync",
+            *(target.address, target.pitch, source.address, source.pitch),
+            *(width, height, kind, self.handle),
+        )
 
     def clear(self, target: int, size: int) -> None:
         """Queues zeroing."""

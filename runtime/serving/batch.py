@@ -67,6 +67,7 @@ class ContinuousBatch:
         self._rows: list[ActiveSequence] = []  # that decode; each at the index of its slot
         self._newcomer: ActiveSequence | None = None
         self._events: list[Event] = []
+        self._is_decode_due = False
         self._is_closed = False
         self._num_steps = self._prefill_tokens = self._generated_tokens = 0
 
@@ -107,7 +108,10 @@ class ContinuousBatch:
         )
 
     def step(self) -> list[Event]:
-        """Does one round: what is late ends, newcomers run a piece, all others get a token.
+        """Ends what is late; then newcomers run pieces of their prompts, or all others get a token.
+
+        The two take turns. They are no single step, since a first token should not wait until the
+        others have got theirs.
 
         Returns:
             What has happened since the last step, in order.
@@ -150,8 +154,10 @@ class ContinuousBatch:
 
     def _round(self) -> None:
         self._end_late()
-        self._prefill()
-        self._decode()
+        ran_prompts = not self._is_decode_due and self._prefill()
+        self._is_decode_due = ran_prompts and bool(self._rows)
+        if not ran_prompts:
+            self._decode()
 
     def _end_late(self) -> None:
         now = self._clock()
@@ -174,16 +180,29 @@ class ContinuousBatch:
             self._report_error(active, kind(message))
             self._leave(active)
 
-    def _prefill(self) -> None:
-        """Runs pieces of prompts, one newcomer after the other, while there is time for it."""
-        self._pacing.begin_round()
-        while (room := self._pacing.room(is_decoding=bool(self._rows))) > 0:
+    def _prefill(self) -> bool:
+        """Runs pieces of prompts, one newcomer after the other, while there is time for it.
+
+        Returns:
+            Whether any ran.
+        """
+        self._pacing.begin_round(is_decoding=bool(self._rows))
+        ran = False
+        while self._room() > 0:
             newcomer = self._newcomer or self._admitted()
             if newcomer is None:
-                return
+                break
+            # Asked again: a prefix may have been copied, which takes time.
+            if (room := self._room()) <= 0:
+                break
+            ran = True
             logits = self._run_piece(newcomer, room)
             if newcomer.length == newcomer.sequence.prompt_length:
                 self._begin_decoding(newcomer, logits)
+        return ran
+
+    def _room(self) -> int:
+        return self._pacing.room(is_decoding=bool(self._rows))
 
     def _admitted(self) -> ActiveSequence | None:
         """Gives the first one in the queue a slot, if he may have one now."""

@@ -15,11 +15,12 @@ from vlmport.errors import CancelledError, DeadlineError, InputError, VlmportErr
 from vlmport.runtime.serving.answer import Answer
 from vlmport.runtime.serving.batch import ContinuousBatch
 from vlmport.runtime.serving.feature_cache import FeatureCache
+from vlmport.runtime.serving.job import Job
 from vlmport.runtime.serving.options import ServingOptions
 from vlmport.runtime.serving.preparation import prepare_for_batch
 from vlmport.runtime.serving.sequence import Sequence
 from vlmport.runtime.serving.statistics import ServingStatistics, statistics_of
-from vlmport.runtime.serving.worker import Job, ServingWorker
+from vlmport.runtime.serving.worker import ServingWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WaitingQueue"]
 
-# A request is overtaken by at most so many later ones for each step of priority between them, so
+# A request is overtaken by fewer later ones than this for each step of priority between them, so
 # that a stream of urgent requests cannot keep the others waiting for ever.
 _PLACES_PER_PRIORITY = 32
 

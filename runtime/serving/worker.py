@@ -10,37 +10,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlmport.errors import CancelledError, QueueFullError, VlmportError
+from vlmport.runtime.serving.job import caused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vlmport.runtime.generate import Row
-    from vlmport.runtime.request import GenerationResult, Piece
-    from vlmport.runtime.serving.answer import Answer
+    from vlmport.runtime.request import GenerationResult
     from vlmport.runtime.serving.batch import ContinuousBatch
     from vlmport.runtime.serving.batch_statistics import BatchStatistics
-    from vlmport.runtime.serving.sequence import Event, Sequence
+    from vlmport.runtime.serving.job import Job
+    from vlmport.runtime.serving.sequence import Event
 
-__all__ = ["Job", "ServingWorker", "WorkerStatistics"]
+__all__ = ["ServingWorker", "WorkerStatistics"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """A prepared request and those who wait for its answer.
-
-    Attributes:
-        sequence: the request as the batch takes it.
-        answer: gets what is generated.
-        on_piece: is called with each piece, in the worker's thread.
-        on_end: is called with the result or an error, in the worker's thread.
-    """
-
-    sequence: Sequence
-    answer: Answer
-    on_piece: Callable[[Piece], None] | None
-    on_end: Callable[[GenerationResult | None, VlmportError | None], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +120,10 @@ class ServingWorker:
         """
         with self._changed:
             self._check_is_open()
-            if job.sequence.ticket not in self._preparing:
+            if job.ticket not in self._preparing:
                 msg = "request: taken back before it was prepared; ask again"
                 raise CancelledError(msg)
-            self._preparing.remove(job.sequence.ticket)
+            self._preparing.remove(job.ticket)
             self._queued.append(job)
             self._changed.notify()
 
@@ -202,7 +186,7 @@ class ServingWorker:
             queued, self._queued = self._queued, []
             cancelled, self._cancelled = self._cancelled, []
             # All of them at once, so that none is forgotten if the worker fails at the first.
-            self._jobs |= {job.sequence.ticket: job for job in queued}
+            self._jobs |= {job.ticket: job for job in queued}
         for job in queued:
             try:
                 self._batch.submit(job.sequence)
@@ -223,45 +207,26 @@ class ServingWorker:
                 continue
             error = event.error
             if event.piece is not None:
-                error = self._pass_on(job, event.piece)
+                error = job.pass_on(event.piece)
             if error is not None:
                 self._finish(job, None, error)
                 self._batch.cancel(event.ticket)
             elif event.is_last:
                 self._finish(job, *self._result(job))
 
-    def _pass_on(self, job: Job, piece: Piece) -> VlmportError | None:
-        """Hands a piece to its readers; returns what went wrong."""
-        job.answer.push(piece)
-        if job.on_piece is None:
-            return None
-        try:
-            job.on_piece(piece)
-        except Exception as error:
-            _log.exception("on_piece raised; its request is cancelled")
-            return _caused("on_piece", error)
-        return None
-
     def _result(self, job: Job) -> tuple[GenerationResult | None, VlmportError | None]:
         try:
             return self._result_of(job.sequence.row), None
         except Exception as error:
             _log.exception("the result of a complete answer cannot be made")
-            return None, error if isinstance(error, VlmportError) else _caused("result", error)
+            return None, error if isinstance(error, VlmportError) else caused("result", error)
 
     def _finish(
         self, job: Job, result: GenerationResult | None, error: VlmportError | None
     ) -> None:
-        del self._jobs[job.sequence.ticket]
-        self.leave_place(job.sequence.ticket, None if error is None else type(error))
-        job.answer.finish(result, error)
-        if job.on_end is None:
-            return
-        try:
-            job.on_end(result, error)
-        except Exception:
-            # The answer has ended, so that nothing but the log can tell of it.
-            _log.exception("on_end raised; its request had ended")
+        del self._jobs[job.ticket]
+        self.leave_place(job.ticket, None if error is None else type(error))
+        job.finish(result, error)
 
     def _end(self) -> None:
         """Ends all requests by the reason why nothing is taken any more."""
@@ -269,7 +234,7 @@ class ServingWorker:
             queued, self._queued = self._queued, []
             reason = self._refusal
         assert reason is not None
-        self._jobs |= {job.sequence.ticket: job for job in queued}
+        self._jobs |= {job.ticket: job for job in queued}
         for job in list(self._jobs.values()):
             self._finish(job, None, _copy_of(reason))
         try:
@@ -278,12 +243,6 @@ class ServingWorker:
             _log.exception("the cache of a service cannot be given back")
         with self._changed:
             self._batch_statistics = self._batch.statistics()
-
-
-def _caused(subject: str, error: Exception) -> VlmportError:
-    told = VlmportError(f"{subject}: raised {type(error).__name__}: {error}; the request has ended")
-    told.__cause__ = error
-    return told
 
 
 def _copy_of(error: VlmportError) -> VlmportError:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlmport.contract import Manifest
+    from vlmport.runtime.backends.base import SlotDecoding
 
 __all__ = ["record_inputs"]
 
@@ -82,6 +83,10 @@ class _RecordingBackend(HostBackend):
     def start(self, batch: int, max_length: int) -> _RecordingDecoding:
         """Makes an empty cache; see `Backend.start`."""
         return _RecordingDecoding(self, GrowingCache(self.manifest.kv_layout, batch, max_length))
+
+    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+        """Not needed to ask questions."""
+        raise NotImplementedError
 
     def with_graph(self, graph: str, path: Path) -> Self:
         """Not needed to ask questions."""

@@ -30,7 +30,7 @@ Serve = Callable[[FakeTriton], AbstractContextManager[str]]
 @pytest.fixture(params=["grpc", "http"])
 def serve(request: pytest.FixtureRequest) -> Serve:
     name: str = request.param
-    return lambda triton: getattr(triton, name)()  # type: ignore[no-any-return]
+    return lambda triton: getattr(triton, name)()
 
 
 def failure(url: str, request: Request = HELLO, **more: Any) -> ServerError:
@@ -62,7 +62,7 @@ def test_a_request_arrives_as_it_was_asked(serve: Serve, tmp_path: Path) -> None
         sampling=SamplingOptions(temperature=0.5, top_k=3, seed=9, presence_penalty=-0.5),
     )
     with serve(triton) as url:
-        ask(url, request, model="vlm", timeout_s=4.0, priority=2)
+        ask(url, request, model="vlm", timeout_s=4.0)
     [asked] = triton.asked
     file, picture = asked.inputs.pop("image")
     assert file == b"\xff\xd8 a file as it is"
@@ -75,7 +75,16 @@ def test_a_request_arrives_as_it_was_asked(serve: Serve, tmp_path: Path) -> None
         "seed": "9",
         "presence_penalty": "-0.5",
     }
-    assert (asked.model, asked.priority, asked.timeout_us) == ("vlm", 2, 4_000_000)
+    assert (asked.model, asked.timeout_us) == ("vlm", 4_000_000)
+
+
+def test_a_priority_goes_where_the_model_learns_of_it() -> None:
+    triton = FakeTriton()
+    with triton.http() as url:
+        ask(url, HELLO, priority=2)
+    with triton.grpc() as url, pytest.raises(InputError, match=r"over gRPC the model does not"):
+        ask(url, HELLO, priority=2)
+    assert [asked.priority for asked in triton.asked] == [2]
 
 
 def test_only_what_was_asked_for_is_sent(serve: Serve) -> None:

@@ -135,7 +135,8 @@ def test_errors_are_counted_by_kind_and_are_in_no_time() -> None:
     found = load_figures(records)
     assert (found.completed, found.failed, found.errors) == (3, 6, {"UNAVAILABLE": 6})
     assert found.latency_ms is not None
-    assert (found.latency_ms.count, found.latency_ms.most) == (3, pytest.approx(100))
+    assert found.latency_ms.count == 3
+    assert found.latency_ms.most == pytest.approx(100)
     assert records[1].error == "queue: full"
     # A refused client comes back after a tenth of a second, not at once.
     assert records[-1].end_s == pytest.approx(3 * 0.1 + 5 * 0.1)
@@ -144,7 +145,8 @@ def test_errors_are_counted_by_kind_and_are_in_no_time() -> None:
 def test_an_answer_that_takes_too_long_is_an_error() -> None:
     server = TimedServer(lambda n: (0.1, 60.0))
     records = run_in_virtual_time(closed_loop([server], work(count=1, timeout_s=2.0)))
-    assert (records[0].error_kind, records[0].end_s) == ("TIMEOUT", pytest.approx(2.0))
+    assert records[0].error_kind == "TIMEOUT"
+    assert records[0].end_s == pytest.approx(2.0)
 
 
 def test_an_open_loop_does_not_wait_and_counts_the_queue_into_the_times() -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vlmport.contract import Manifest
     from vlmport.contract_engines import EnginePort, EngineSource
+    from vlmport.runtime.preparation import ComputeFeatures
 
 __all__ = ["VERSION", "EmulatedModel", "build_emulated", "default_options", "open_emulated"]
 
@@ -127,15 +128,22 @@ def open_emulated(
     memory: int = 1 << 30,
     captures: bool = True,
     capturable: bool = True,
+    compute_features: ComputeFeatures | None = None,
 ) -> EmulatedModel:
-    """Opens engines that `build_emulated` wrote."""
+    """Opens engines that `build_emulated` wrote; those of image graphs unless it is told how."""
     emulated = EmulatedCuda(memory, captures=captures)
     tensorrt = EmulatedTensorRT(emulated, VERSION, capturable=capturable)
     manifest = load_manifest(bundle)
     bindings: Any = tensorrt
     backend = TensorRTBackend(
-        bundle, manifest, "tensorrt-rtx", engines, cuda=Cuda(emulated), bindings=bindings
+        bundle,
+        manifest,
+        "tensorrt-rtx",
+        engines,
+        elsewhere=() if compute_features is None else manifest.image_graphs,
+        cuda=Cuda(emulated),
+        bindings=bindings,
     )
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
-    model = VisionLanguageModel(manifest, tokenizer, backend)
+    model = VisionLanguageModel(manifest, tokenizer, backend, compute_features)
     return EmulatedModel(model, backend, emulated, tensorrt)

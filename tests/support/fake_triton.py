@@ -20,6 +20,7 @@ __all__ = ["Asked", "FakeTriton", "RefusalError", "answer_in_words", "response"]
 
 # pb2 modules make their classes when they are imported; no checker sees them.
 pb: Any = service_pb2
+services: Any = service_pb2_grpc
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class FakeTriton:
     def grpc(self) -> Iterator[str]:
         """Serves gRPC; gives the URL."""
         server = grpc.server(ThreadPoolExecutor(max_workers=40))
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(self), server)
+        services.add_GRPCInferenceServiceServicer_to_server(_Servicer(self), server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
@@ -128,7 +129,7 @@ class FakeTriton:
         return self.script(asked, gone)
 
 
-class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc] # untyped
     def __init__(self, triton: FakeTriton) -> None:
         self.triton = triton
 

@@ -16,7 +16,7 @@ from vlmport.errors import VlmportError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from support.triton_server import TritonServer
+    from triton_server import TritonServer
 
     from vlmport.api.client_wire import AnswerPart
     from vlmport.runtime import Request

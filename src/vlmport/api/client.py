@@ -92,12 +92,12 @@ def ask(
         request: as for a local model.
         model: the main model's name.
         timeout_s: most seconds for the answer; the server is told of it. None for no limit.
-        priority: smaller is served first; 0 is the default.
+        priority: smaller is begun first; 0 is the default; over HTTP alone.
         on_part: called with each response as it comes.
 
     Raises:
         ServerError: if the server is not there, has no such model, or refuses the request.
-        InputError: if the URL or a picture cannot be used.
+        InputError: if the URL, a picture or the priority cannot be used.
     """
     wire = wire_request(request, priority=priority, timeout_s=timeout_s)
 

@@ -12,7 +12,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from vlmport.api.client_wire import AnswerPart, ServerDescription, part_of
-from vlmport.errors import ServerError
+from vlmport.errors import InputError, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -44,7 +44,8 @@ class GrpcConnection:
             ("grpc.max_receive_message_length", -1),
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        self._client = InferenceServerClient(address, channel_args=options)
+        # Without annotations; a checker takes what its methods return for None.
+        self._client: Any = InferenceServerClient(address, channel_args=options)
 
     async def describe(self) -> ServerDescription:
         """See `Connection.describe`."""
@@ -105,6 +106,14 @@ async def _one(arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
 
 
 def _arguments(model: str, request: WireRequest) -> dict[str, Any]:
+    if request.priority:
+        # Triton takes it for itself, and its Python backend does not show it to models (2.51); the
+        # HTTP endpoint generate_stream hands it on.
+        msg = (
+            f"priority: found {request.priority}; over gRPC the model does not learn of it; use "
+            "the URL of the HTTP port, or leave it out"
+        )
+        raise InputError(msg)
     inputs = [_flag("stream", True)]
     if request.text_input is not None:
         inputs.append(_bytes("text_input", [request.text_input.encode()]))
@@ -117,7 +126,6 @@ def _arguments(model: str, request: WireRequest) -> dict[str, Any]:
     return {
         "model_name": model,
         "inputs": inputs,
-        "priority": request.priority,
         "timeout": request.timeout_us,
         "parameters": dict(request.parameters),
     }

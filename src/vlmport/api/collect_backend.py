@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vlmport.calibration.accumulate import ValueAccumulator
     from vlmport.calibration.statistics import Probe
     from vlmport.contract import Manifest
+    from vlmport.runtime.backends.base import SlotDecoding
 
 __all__ = ["Accumulators", "ProbedBackend", "probed_graphs"]
 
@@ -144,6 +145,10 @@ class ProbedBackend(HostBackend):
             raise ValueError(f"batch: found {batch}; activations are collected row by row")
         cache = GrowingCache(self._manifest.kv_layout, batch, max_length)
         return ProbedDecoding(self, self._session("decoder"), self._manifest, cache)
+
+    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+        """Refuses, as `start` does with more than one row; see `Backend.start_slots`."""
+        raise ValueError(f"slots: found {num_slots}; activations are collected row by row")
 
     def _session(self, name: str) -> _Session:
         """Opens a graph when it is first needed."""

@@ -58,7 +58,10 @@ def client_command(
     stop: StopOption = None,
     timeout: TimeoutOption = 600.0,
     priority: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Smaller is served first; 0 is the default.")
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Smaller is begun first; 0 is the default; over HTTP."
+        ),
     ] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object when the answer is complete.")

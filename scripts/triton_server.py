@@ -1,4 +1,4 @@
-"""A real tritonserver for tests, on free ports of this machine."""
+"""A real tritonserver of scripts/setup_triton for tests and measurements, on free ports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TritonServer", "triton_server"]
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = Path(__file__).resolve().parents[1]
 _START_SECONDS = 180.0  # some 20 Python models on two busy cores
 _SAMPLE = re.compile(r'^(?P<name>\w+)\{model="(?P<model>[^"]*)"[^}]*\} (?P<value>\S+)$', re.M)
 
@@ -48,7 +48,9 @@ class TritonServer:
 
     def post(self, path: str, content: object, timeout: float = 60.0) -> tuple[int, str]:
         """Status and text of an answer; `path` comes behind /v2/."""
-        request = urllib.request.Request(f"http://{self.http}/v2/{path}", json.dumps(content).encode())
+        request = urllib.request.Request(
+            f"http://{self.http}/v2/{path}", json.dumps(content).encode()
+        )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return answer.status, answer.read().decode()
