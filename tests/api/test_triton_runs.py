@@ -1,4 +1,4 @@
-"""The files of a repository compute what the bundle computes, run by ONNX Runtime as Triton would."""
+"""A repository's files compute what the bundle does, run by ONNX Runtime as Triton would."""
 
 from __future__ import annotations
 
