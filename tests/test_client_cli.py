@@ -115,28 +115,31 @@ def test_without_the_extra_the_pip_line_is_told(
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_control_c_cancels_on_the_server(scheme: str) -> None:
+@pytest.mark.parametrize("verb", ["client", "load"])
+def test_control_c_cancels_on_the_server(scheme: str, verb: str) -> None:
     has_begun = threading.Event()
 
     def script(asked: Asked, gone: threading.Event) -> Iterator[dict[str, Any]]:
         for index in range(round(SECONDS / 0.05)):
-            if gone.wait(0.05):
-                return
             yield response("word ", [index])
             has_begun.set()
+            if gone.wait(0.05):
+                return
 
     triton = FakeTriton(script)
     with getattr(triton, scheme)() as url:
-        command = [sys.executable, "-m", "vlmport", "client", url, "--prompt", "a"]
+        command = [sys.executable, "-m", "vlmport", verb, url, "--prompt", "a"]
         client = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert client.stdout is not None
-        begin = client.stdout.read(5)
+        assert has_begun.wait(SECONDS)
+        if verb == "client":
+            assert client.stdout.read(5) == "word "
         client.send_signal(signal.SIGINT)
         _, err = client.communicate(timeout=SECONDS)
         assert triton.cancelled.wait(SECONDS)
-    assert (begin, client.returncode) == ("word ", 130)
+    assert client.returncode == 130
     assert "Traceback" not in err
 
 
@@ -199,3 +202,14 @@ def test_the_client_needs_no_onnxruntime() -> None:
             command, capture_output=True, text=True, check=False, env=dict(os.environ)
         )
     assert (finished.returncode, finished.stdout) == (0, "a circle\n"), finished.stderr
+
+
+def test_without_the_http_library_its_pip_line_is_told(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "vlmport.api.client_http", raising=False)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    code, _, err = run_cli("client", "http://localhost:1", "--prompt", "a")
+    assert code == 1
+    assert "aiohttp: not installed" in err
+    assert "pip install 'vlmport[triton]'" in err

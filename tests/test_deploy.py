@@ -5,11 +5,15 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import kubernetes_validate
 import pytest
 import yaml
+
+from vlmport.runtime.serving.options import ServingOptions
+from vlmport.runtime.triton_model.serving_metrics import ServingMetrics
 
 DEPLOY = Path(__file__).resolve().parents[1] / "docs" / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -174,6 +178,7 @@ def test_the_autoscaler_reads_metrics_that_the_model_exports_and_the_adapter_han
         for metric in documents()["HorizontalPodAutoscaler", "vlm"]["spec"]["metrics"]
     ]
     assert metrics == ["vlmport_active_requests", "vlmport_waiting_requests"]
+    assert set(metrics) <= exported_metrics()
     config = documents()["ConfigMap", "vlm-metrics-adapter"]["data"]["config.yaml"]
     [rule] = yaml.safe_load(config)["rules"]
     pattern = re.search(r'__name__=~"([^"]+)"', rule["seriesQuery"])
@@ -184,3 +189,34 @@ def test_the_autoscaler_reads_metrics_that_the_model_exports_and_the_adapter_han
         assert part in rule["metricsQuery"]
     readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
     assert all(f"| `{metric}` |" in readme for metric in metrics)
+
+
+class MetricFamily:
+    """Stands for that of Triton's Python backend: notes which metrics a model makes."""
+
+    GAUGE, COUNTER = range(2)
+    names: ClassVar[set[str]] = set()
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        assert description
+        assert kind in (self.GAUGE, self.COUNTER)
+        self.names.add(name)
+
+    def Metric(self, labels: dict[str, str]) -> None:  # noqa: N802 (Triton names it so)
+        assert "model" in labels
+
+
+def exported_metrics() -> set[str]:
+    """Names of the metrics that the main model makes when it starts."""
+    ServingMetrics(SimpleNamespace(MetricFamily=MetricFamily), {"model": "vlm", "version": "1"})
+    return MetricFamily.names
+
+
+def test_the_target_of_active_requests_is_a_share_of_the_slots() -> None:
+    [active, _] = documents()["HorizontalPodAutoscaler", "vlm"]["spec"]["metrics"]
+    target = int(active["pods"]["target"]["averageValue"])
+    slots = ServingOptions().num_slots
+    # docs/deploy/scaling.md: seven tenths of the slots, rounded.
+    assert target == round(0.7 * slots)
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    assert f"| {target} of {slots} slots |" in readme

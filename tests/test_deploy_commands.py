@@ -131,3 +131,15 @@ def test_five_commands_lead_from_a_bundle_to_a_streamed_answer(
     assert "".join(part["text_output"] for part in parts) == expected.text
     assert len(parts) >= len(expected.token_ids)
     assert parts[-1]["finish_reason"] == expected.finish_reason
+
+
+@pytest.mark.parametrize("words", ["", "--http-port=1"])
+def test_the_start_script_says_what_it_expects(words: str) -> None:
+    finished = subprocess.run(
+        [REPOSITORY / "scripts" / "run_triton", *words.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert "expected a model repository of 'vlmport triton'" in finished.stderr

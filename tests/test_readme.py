@@ -33,6 +33,15 @@ PAGES = (
     "docs/onnxruntime-gpu.md",
 )
 
+SCRIPTS = (
+    "scripts/setup",
+    "scripts/test",
+    "scripts/demo",
+    "scripts/setup_triton",
+    "scripts/run_triton",
+    ".ci/run",
+)
+
 
 def text_of(page: str) -> str:
     return (REPOSITORY / page).read_text(encoding="utf-8")
@@ -54,7 +63,7 @@ def test_named_paths_of_the_repository_exist(page: str) -> None:
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
-@pytest.mark.parametrize("script", ["scripts/setup", "scripts/test", "scripts/demo", ".ci/run"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_can_be_run(script: str) -> None:
     path = REPOSITORY / script
     assert os.access(path, os.X_OK)

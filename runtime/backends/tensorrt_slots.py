@@ -107,7 +107,8 @@ class TensorRTSlots(CacheSlots):
                 logits, size = self._prompts.queue([prompt], piece, cache)
             self._running.stream.copy_out(self._pinned.address, logits, size)
             self._buffers.wait()
-            return self._pinned["logits"][0].copy()
+            chosen: NDArray[np.float32] = self._pinned["logits"][0].copy()
+            return chosen
 
     def _run_step(
         self, token_ids: NDArray[np.int64], filled: NDArray[np.int64]

@@ -58,7 +58,7 @@ def _largest_picture(steps: ImagePreprocessing) -> Image.Image:
 
 
 def _axis_lengths(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    axes = {"batch": 1, "sequence_length": _TOKENS}
+    axes = {"batch": 1, "sequence_length": min(_TOKENS, manifest.dimensions.max_length)}
     for graph in manifest.image_graphs:
         for port in manifest.graph(graph).inputs:
             if port.name in arrays:

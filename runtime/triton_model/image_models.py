@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmport.errors import BundleError, VlmportError, close_matches
+from vlmport.errors import BundleError, VlmportError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class ImageModels:
     def __init__(self, backend: Any, manifest: Manifest, models: Mapping[str, str]) -> None:
         for graph in manifest.image_graphs:
             if graph not in models:
-                msg = f"models: found none for {graph} in config.pbtxt; {close_matches(graph, models)}"
+                msg = f"models: found none for {graph} in config.pbtxt; add its model's name"
                 raise BundleError(msg)
         self._backend = backend
         self._hidden_size = manifest.dimensions.hidden_size

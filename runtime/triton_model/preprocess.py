@@ -41,7 +41,7 @@ class TritonPythonModel:
             values = [bytes(one) for one in request.inputs()[0].as_numpy().reshape(-1)]
             if len(values) != 1:
                 msg = f"image: found {len(values)} pictures; expected one in a request"
-                raise InputError(msg)  # noqa: TRY301
+                raise InputError(msg)
             picture = load_image(encoded_picture(values[0], "image"))
             prepared = prepare_image(picture, self._steps)
         except VlmportError as error:

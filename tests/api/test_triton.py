@@ -9,10 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
-from PIL import Image
 from support.trained import exported, quantized
 from support.triton_configs import (
     BACKENDS,
@@ -31,7 +28,7 @@ from vlmport.api.triton_texts import _COMMON, _OF_BACKEND
 from vlmport.contract import IMAGE_GRAPHS
 from vlmport.errors import InputError
 from vlmport.manifest import file_entry, load_manifest
-from vlmport.runtime import VisionLanguageModel
+from vlmport.runtime.triton_model.parameters import read_parameters
 
 SOURCE = Path(__file__).resolve().parents[2]
 GRAPHS = (*IMAGE_GRAPHS, "embed_tokens")
@@ -180,65 +177,6 @@ def whole(config: Any, port: Any) -> list[int]:
     return [-1] * bool(config.max_batch_size) + list(port.dims)
 
 
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
-def test_the_ensemble_computes_the_features(checkpoint: str) -> None:
-    """Its maps, followed with ONNX Runtime in Triton's place, on the files that Triton opens."""
-    folder = repository(checkpoint, "onnxruntime")
-    model = VisionLanguageModel.load(exported(checkpoint), threads=1)
-    noise = np.random.default_rng(3).integers(0, 255, (90, 120, 3), np.uint8)
-    prepared = model.prepare(Image.fromarray(noise))
-    ensemble = config_of(folder / "features")
-    first, *steps = ensemble.ensemble_scheduling.step
-    tensors = {first.output_map[name]: array for name, array in prepared.inputs.items()}
-    assert set(first.output_map) == set(prepared.inputs)
-    for step in steps:
-        session = opened(folder / step.model_name / "1" / "model.onnx")
-        inputs = {port: tensors[name] for port, name in step.input_map.items()}
-        outputs = list(step.output_map)
-        for port, array in zip(outputs, session.run(outputs, inputs), strict=True):
-            tensors[step.output_map[port]] = array
-    features = tensors["image_features"].reshape(-1, model.manifest.dimensions.hidden_size)
-    np.testing.assert_array_equal(features, model.image_features(prepared))
-
-
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
-def test_the_first_requests_run(checkpoint: str) -> None:
-    folder = repository(checkpoint, "onnxruntime")
-    for graph in GRAPHS:
-        if not (folder / graph).exists():
-            continue
-        config = config_of(folder / graph)
-        (request,) = config.model_warmup
-        assert request.batch_size == 1
-        session = opened(folder / graph / "1" / "model.onnx")
-        arrays = {name: filled(folder / graph, config, name) for name in request.inputs}
-        for array in session.run(None, arrays):
-            assert np.isfinite(array).all()
-
-
-def filled(model: Path, config: Any, name: str) -> np.ndarray[Any, Any]:
-    """What Triton makes of a warm-up input."""
-    given = config.model_warmup[0].inputs[name]
-    port = next(port for port in config.input if port.name == name)
-    assert given.data_type == port.data_type
-    assert [-1] * len(port.dims) == [
-        -1 for length, axis in zip(given.dims, port.dims, strict=True) if axis in (-1, length)
-    ]
-    dtypes = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
-    dtype = next(value for key, value in dtypes.items() if type_of(key) == given.data_type)
-    shape = ([1] if config.max_batch_size else []) + list(given.dims)
-    if given.zero_data:
-        return np.zeros(shape, dtype)
-    content = (model / "warmup" / given.input_data_file).read_bytes()
-    return np.frombuffer(content, dtype).reshape(shape)
-
-
-def opened(path: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_weights_lie_in_two_places(backend: str) -> None:
     """The embedding alone is needed by the main model and, in Triton's own backends, by another."""
@@ -328,6 +266,8 @@ def test_the_requirements_are_those_of_the_package() -> None:
     project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     known = {*project["dependencies"], *extras["cpu"], *extras["gpu"]}
+    assert "numpy>=1.26,<3" in known
+    known |= {"numpy>=1.26,<2"}  # narrower on a server
     assert {*_COMMON, *(line for lines in _OF_BACKEND.values() for line in lines)} <= known
     for checkpoint, backend in (("tinyllava", "python"), ("fuyu", "tensorrt")):
         lines = (repository(checkpoint, backend) / "requirements.txt").read_text().splitlines()
@@ -345,3 +285,8 @@ def test_the_readme_names_files_and_models_that_exist(backend: str) -> None:
     assert set(rows) == set(configs_of(folder))
     assert ("build_engines.sh" in text) == (backend == "tensorrt")
     assert (folder / "Dockerfile").exists()
+    with pytest.raises(InputError, match="known: ") as refusal:
+        read_parameters('{"unknown": 1}', 0)
+    known = re.findall(r"\w+", str(refusal.value).rpartition("known: ")[2].partition(";")[0])
+    assert len(known) > 8
+    assert [name for name in known if f"`{name}`" not in text] == []

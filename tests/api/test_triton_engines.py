@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,11 @@ from support.triton_configs import (
 
 from vlmport.contract_engines import ENGINES_NAME, Engine
 from vlmport.engine_manifest import load_engine_set
+from vlmport.errors import EngineError
+from vlmport.manifest import graphs_digest, load_manifest
+from vlmport.runtime.device.cuda import Device
 from vlmport.runtime.engines.bindings import load_bindings
+from vlmport.runtime.engines.opening import find_engines
 from vlmport.runtime.triton_build.command import main
 
 
@@ -84,6 +89,26 @@ def test_engines_agree_with_the_configurations(built: Path) -> None:
     assert own.options.max_batch == int(configs["vlm"].parameters["num_slots"].string_value)
     assert configs["vlm"].parameters["engines"].string_value == "engines"
     assert not [*(built / "vlm/1").glob(".engines*")]
+
+
+def test_the_main_model_takes_its_engines(built: Path) -> None:
+    """Those of the image graphs lie with the image models, and are not asked for."""
+    home = built / "vlm/1"
+    manifest = load_manifest(home / "bundle")
+    version = load_bindings("tensorrt-rtx").__version__
+    device = Device("a GPU", (8, 9), 1 << 34, (13, 0), (13, 0))
+    place = home / "engines"
+    folder, found = find_engines(
+        home / "bundle", "tensorrt-rtx", version, device, place, manifest.image_graphs
+    )
+    assert folder == place
+    assert found.graphs_sha256 == graphs_digest(manifest)
+    wanted = {graph.name for graph in manifest.graphs} - set(manifest.image_graphs)
+    assert {engine.graph for engine in found.engines} >= wanted
+    with pytest.raises(
+        EngineError, match=r"found engines for tensorrt-rtx .*; expected tensorrt-rtx 9\.9"
+    ):
+        find_engines(home / "bundle", "tensorrt-rtx", "9.9", device, place)
 
 
 def run_here(home: Path, *arguments: str) -> int:
@@ -156,3 +181,17 @@ def test_refuses_a_damaged_step(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert run_here(tmp_path) == 1
         words = "write the repository again with `vlmport triton --backend tensorrt`"
         assert words in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_no_engines(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(repository("fuyu", "tensorrt"), tmp_path / "repository"))
+    command = [sys.executable, str(folder / "build_engines.py"), "--backend", "tensorrt-rtx"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "building" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert not [*folder.rglob("*.plan")]
+    assert not [*folder.rglob("*.engine")]
+    assert not [*(folder / "vlm/1").glob(".engines*")]

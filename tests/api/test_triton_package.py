@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.triton_configs import repository
 
+from vlmport.api import triton_package
 from vlmport.api.triton_package import needed_modules
 
 # Imports every module; -I leaves PYTHONPATH and the working folder out. An installed vlmport is
@@ -62,12 +63,38 @@ def test_what_is_needed_is_found_by_imports() -> None:
     assert {"vlmport", "vlmport.contract", "vlmport.runtime.backends.tensorrt"} <= needed
     # Imported inside of functions alone.
     assert "vlmport.runtime.backends.onnxruntime_device" in needed
-    stages = ("api", "cli", "export", "graphs", "calibration")
-    assert not [name for name in needed if name.split(".")[1:2] and name.split(".")[1] in stages]
-    # Imported for type checkers alone.
-    assert "vlmport.runtime.generate" not in needed_modules(("vlmport.runtime.text_stream",)) or (
-        "vlmport.runtime" in needed
-    )
+    stages = {"api", "cli", "export", "graphs", "calibration"}
+    assert not [name for name in needed if stages & {*name.split(".")[1:2]}]
+
+
+def test_every_kind_of_import_is_followed_but_those_for_type_checkers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "vlmport"
+    (package / "part" / "inner").mkdir(parents=True)
+    sources = {
+        "__init__.py": "",
+        "top.py": "",
+        "late.py": "import json",
+        "shown.py": "",
+        "other.py": "",
+        "part/__init__.py": "from vlmport import top, nothing",
+        "part/inner/__init__.py": "",
+        "part/inner/deep.py": "def run():\n    import vlmport.late\n",
+        "part/first.py": "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import vlmport.shown\nelse:\n    import vlmport.other\n",
+    }
+    for name, source in sources.items():
+        (package / name).write_text(source, encoding="utf-8")
+    monkeypatch.setattr(triton_package, "_PACKAGE", package)
+    expected = {name.removesuffix(".py").replace("/", ".") for name in sources} - {"shown"}
+    names = {f"vlmport.{name}".removesuffix(".__init__") for name in expected}
+    assert needed_modules(("vlmport.part",)) == names
+    triton_package.copy_package(tmp_path / "copy", ("vlmport.part",))
+    copied = {
+        path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*.py")
+    }
+    assert copied == sources.keys() - {"shown.py"}
 
 
 def test_writing_needs_onnx_for_engines_alone() -> None:

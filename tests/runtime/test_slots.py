@@ -15,7 +15,6 @@ from tiny.recipes import RECIPES
 from vlmport.errors import InputError
 from vlmport.runtime.backends.onnxruntime_slots import OnnxRuntimeSlots
 from vlmport.runtime.host_prompt import HostRows
-from vlmport.runtime.host_prompt import HostRows
 from vlmport.runtime.slot_arena import slot_capacity
 
 if TYPE_CHECKING:

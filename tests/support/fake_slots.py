@@ -64,6 +64,7 @@ class Costs:
     call: float = 0.0
     prompt_token: float = 0.0
     step: float = 0.0
+    copied_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,14 @@ class FakeSlots:
         self._check_empty(target)
         _check(0 < length <= len(self.slots[source]), f"{length} tokens of slot {source}")
         self.slots[target] = self.slots[source][:length]
+        self._clock.now += self._costs.copied_token * length
         self._check_memory()
 
     def save(self, slot: int, length: int) -> FakeStored:
         self._called("save", slot)
         _check(0 < length <= len(self.slots[slot]), f"{length} tokens of slot {slot}")
         _check(not _overflows(self.slots[slot]), "faulty numbers are stored")
+        self._clock.now += self._costs.copied_token * length
         return FakeStored(tuple(self.slots[slot][:length]))
 
     def load(self, slot: int, stored: StoredTokens, length: int) -> None:
@@ -175,6 +178,7 @@ class FakeSlots:
         assert isinstance(stored, FakeStored)
         _check(0 < length <= len(stored), f"{length} of {len(stored)} stored tokens")
         self.slots[slot] = list(stored.items[:length])
+        self._clock.now += self._costs.copied_token * length
         self._check_memory()
 
     def release(self, slot: int, *, is_faulty: bool = False) -> None:

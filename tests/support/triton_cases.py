@@ -48,7 +48,11 @@ def mixed_requests(checkpoint: str) -> list[Request]:
     # Nearly all tokens alike: long answers in which every random number counts.
     hot = SamplingOptions(temperature=6.0, seed=11)
     turn = Message("user", (ImagePart(), TextPart(texts[0])))
-    chat = (turn, Message("assistant", (TextPart(rows[0]["answer"]),)), Message("user", (TextPart(texts[1]),)))
+    chat = (
+        turn,
+        Message("assistant", (TextPart(rows[0]["answer"]),)),
+        Message("user", (TextPart(texts[1]),)),
+    )
     return [
         Request(texts[0], images=(pictures[0],)),
         Request(texts[1], images=(pictures[1],), max_new_tokens=1),

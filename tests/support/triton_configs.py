@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf import text_format
+from google.protobuf import text_format  # type: ignore[import-untyped]
 from support.trained import exported
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import np_to_triton_dtype
@@ -34,6 +34,8 @@ __all__ = [
 CHECKPOINTS = ("tinyllava", "paligemma", "idefics2", "fuyu")
 BACKENDS = ("python", "onnxruntime", "tensorrt")
 
+_PROTOBUF: Any = model_config_pb2  # its classes are made when it is imported
+
 Ports = dict[str, tuple[str, tuple[int | str, ...]]]
 
 
@@ -54,7 +56,7 @@ def repository(checkpoint: str, backend: str) -> Path:
 def config_of(model: Path) -> Any:
     """A model's config.pbtxt as Triton's own protobuf reads it; it refuses unknown fields."""
     text = (model / "config.pbtxt").read_text(encoding="utf-8")
-    config: Any = text_format.Parse(text, model_config_pb2.ModelConfig())  # made at run time
+    config: Any = text_format.Parse(text, _PROTOBUF.ModelConfig())
     return config
 
 
@@ -66,9 +68,9 @@ def configs_of(folder: Path) -> dict[str, Any]:
 
 def type_of(dtype: str) -> int:
     """Number of Triton's data type, by what tritonclient makes of numpy's."""
-    name = "BF16" if dtype == "bfloat16" else np_to_triton_dtype(np.dtype(dtype))
+    name = "BF16" if dtype == "bfloat16" else str(np_to_triton_dtype(np.dtype(dtype)))
     wire = {"BYTES": "STRING"}  # the name of texts in requests -> in configurations
-    number: int = model_config_pb2.DataType.Value(f"TYPE_{wire.get(name, name)}")
+    number: int = _PROTOBUF.DataType.Value(f"TYPE_{wire.get(name, name)}")
     return number
 
 

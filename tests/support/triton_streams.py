@@ -7,18 +7,21 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+import tritonclient.grpc
+
 from vlmport.api.client import ask
 from vlmport.errors import VlmportError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from support.triton_server import TritonServer
+    from triton_server import TritonServer
 
     from vlmport.api.client_wire import AnswerPart
     from vlmport.runtime import Request
 
-__all__ = ["HttpStream", "Stream"]
+__all__ = ["GrpcCall", "HttpStream", "Stream"]
 
 _SECONDS = 60.0
 
@@ -74,6 +77,22 @@ class Stream:
         self._has_begun.set()
         if self._is_left:
             raise _LeftError
+
+
+class GrpcCall:
+    """A request by gRPC that nobody reads, and that can be given up before it is answered."""
+
+    def __init__(self, server: TritonServer, model: str, prompt: str, max_tokens: int) -> None:
+        self._client = tritonclient.grpc.InferenceServerClient(server.grpc)
+        self._client.start_stream(lambda result, error: None)
+        tensor = tritonclient.grpc.InferInput("text_input", [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([prompt.encode()], np.object_))
+        self._client.async_stream_infer(model, [tensor], parameters={"max_tokens": max_tokens})
+
+    def hang_up(self) -> None:
+        """Ends the connection."""
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
 
 
 class HttpStream:

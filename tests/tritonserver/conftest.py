@@ -8,7 +8,7 @@ import pytest
 from support.trained import exported
 from support.triton_cases import Family, expected_of, mixed_requests
 from support.triton_repositories import bls_twin, python_repository
-from support.triton_server import TritonServer, triton_server
+from triton_server import TritonServer, triton_server
 
 from vlmport.runtime import VisionLanguageModel
 
@@ -19,7 +19,7 @@ SMALL = {"threads": 1, "cache_tokens": 16384, "prefix_bytes": 2**24, "feature_by
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """One server for the trained checkpoints of all families, image graphs in process and by BLS."""
+    """One server for all trained checkpoints, image graphs in process and by BLS."""
     folder = tmp_path_factory.mktemp("triton")
     repositories: list[Path] = []
     models: list[str] = []

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http
+from PIL import Image
 from support.trained import exported
-from support.triton_cases import Expected, Family
-from support.triton_server import TritonServer
+from support.triton_cases import Expected, Family, mixed_requests
+from triton_server import TritonServer
 
 from vlmport.api.client import ask
 from vlmport.api.client_wire import wire_request
@@ -42,7 +45,9 @@ def plain_json(server: TritonServer, model: str, request: Request) -> Expected:
         **wire.parameters,
     }
     content |= {"messages": wire.messages} if wire.messages else {"text_input": wire.text_input}
-    status, answer = server.generate(model, {key: value for key, value in content.items() if value != []})
+    status, answer = server.generate(
+        model, {key: value for key, value in content.items() if value != []}
+    )
     if status != 200:
         return Expected(error=answer["error"])
     token_ids = answer["token_ids"]
@@ -145,3 +150,21 @@ def test_one_picture_as_text_a_data_url_and_a_list(server: TritonServer, family:
         content = {"text_input": request.prompt, "image": image}
         status, answer = server.generate(family.name, content)
         assert (status, answer["text_output"]) == (200, expected.text), json.dumps(answer)
+
+
+def test_an_image_model_that_is_not_there_is_the_request_s_error(server: TritonServer) -> None:
+    model = VisionLanguageModel.load(exported("tinyllava"), threads=1, verify=False)
+    request = mixed_requests("tinyllava")[0]
+    server.unload("tinyllava_vision_encoder")
+    try:
+        # Its features are not in the cache of the model.
+        picture = io.BytesIO()
+        Image.new("RGB", (40, 30), (1, 2, 3)).save(picture, "PNG")
+        new = dataclasses.replace(request, images=(picture.getvalue(),))
+        with pytest.raises(ServerError, match="model tinyllava_vision_encoder: ") as caught:
+            ask(server.grpc, new, model="tinyllava_bls")
+        assert caught.value.kind == "INTERNAL"
+    finally:
+        server.load("tinyllava_vision_encoder")
+    answer = ask(server.grpc, new, model="tinyllava_bls")
+    assert answer.token_ids == model.generate_batch([new])[0].token_ids

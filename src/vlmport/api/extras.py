@@ -21,6 +21,8 @@ EXTRA_OF_MODULE = MappingProxyType(
         "ml_dtypes": "export",
         "safetensors": "export",
         "tritonclient": "triton",
+        "grpc": "triton",
+        "aiohttp": "triton",
     }
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib.metadata
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from vlmport.api.client import DEFAULT_MODEL, check_model, connected
 from vlmport.api.client_wire import wire_request
 from vlmport.api.load_loops import Work, closed_loop, open_loop
 from vlmport.api.load_report import LOAD_SCHEMA_VERSION, LoadPoint, LoadReport, load_figures
+from vlmport.api.versions import library_versions
 from vlmport.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def load(options: LoadOptions, progress: Progress) -> LoadReport:
 
 async def _load(options: LoadOptions, progress: Progress) -> LoadReport:
     machine = environment(threads=1)
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    versions = library_versions(_LIBRARIES)
     async with connected(options.url) as connection:
         server = await connection.describe()
         await check_model(connection, options.url, options.model)
@@ -115,7 +115,7 @@ async def _load(options: LoadOptions, progress: Progress) -> LoadReport:
         url=options.url,
         model=options.model,
         server=server,
-        environment=dataclasses.replace(machine, versions=machine.versions | versions),
+        environment=dataclasses.replace(machine, versions=versions),
         different_requests=len(options.requests),
         warm_up=options.warm_up,
         seed=options.seed,

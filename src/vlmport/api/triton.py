@@ -131,12 +131,7 @@ def write_repository(options: TritonOptions, progress: Progress) -> TritonReport
 
 def _layout(options: TritonOptions) -> Layout:
     """Refuses what is not known or out of range, before anything is read."""
-    backend = next((name for name in TRITON_BACKENDS if name == options.backend), None)
-    if backend is None:
-        msg = (
-            f"backend: found {options.backend!r}; {close_matches(options.backend, TRITON_BACKENDS)}"
-        )
-        raise InputError(msg)
+    backend = _backend_named(options.backend)
     device = options.device or _USUAL_DEVICE[backend]
     if device not in _DEVICES:
         msg = f"device: found {device!r}; {close_matches(device, _DEVICES)}"
@@ -147,10 +142,11 @@ def _layout(options: TritonOptions) -> Layout:
             "--backend onnxruntime or python"
         )
         raise InputError(msg)
-    smallest = {"instances": options.instances, "max_batch": options.max_batch}
-    if faults := [
-        f"{key}: found {found}; expected 1 or more" for key, found in smallest.items() if found < 1
-    ]:
+    counts = {"instances": options.instances, "max_batch": options.max_batch}
+    faults = [
+        f"{key}: found {found}; expected 1 or more" for key, found in counts.items() if found < 1
+    ]
+    if faults:
         raise InputError("; ".join(faults))
     return Layout(
         names=ModelNames(options.name),
@@ -159,6 +155,14 @@ def _layout(options: TritonOptions) -> Layout:
         instances=options.instances,
         serving=ServingOptions(num_slots=options.max_batch),
     )
+
+
+def _backend_named(name: str) -> TritonBackend:
+    for backend in TRITON_BACKENDS:
+        if backend == name:
+            return backend
+    msg = f"backend: found {name!r}; {close_matches(name, TRITON_BACKENDS)}"
+    raise InputError(msg)
 
 
 def _check_precision(manifest: Manifest, layout: Layout) -> None:

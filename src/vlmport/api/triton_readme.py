@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, StrictUndefined
 
 import vlmport
+from vlmport.api.build_options import build_options
 from vlmport.runtime.triton.answer_model import INPUTS, OUTPUTS
 from vlmport.runtime.triton.names import FEATURES, PREPROCESS
 
@@ -58,7 +59,8 @@ _VERSIONS = {
     "1.24.4 and 1.27.0, that of container 26.09, open such graphs",
     "TensorRT": "11; engines were built with TensorRT-RTX 1.7 by the same code, none has run on a "
     "GPU",
-    "numpy": "1.26 or 2.x, as the server's Python backend was made for; one of 2024 needs 1.26",
+    "numpy": "1.26, which the vendor's container has; a Python model refuses to start where arrays "
+    "do not reach it whole, as with numpy 2 on Triton 2.51",
 }
 
 
@@ -90,11 +92,18 @@ def readme(manifest: Manifest, layout: Layout, configs: Sequence[ModelConfig]) -
         ],
         inputs=[_tensor(tensor) for tensor in INPUTS],
         outputs=[_tensor(tensor) for tensor in OUTPUTS],
-        max_length=manifest.dimensions.max_length,
+        max_length=_max_length(manifest, layout),
         num_slots=layout.serving.num_slots,
         max_queue=layout.serving.max_queue,
         versions=_VERSIONS.items(),
     )
+
+
+def _max_length(manifest: Manifest, layout: Layout) -> int:
+    """Most tokens of a sequence; engines are built for a cache of one size."""
+    if layout.backend == "tensorrt":
+        return build_options(manifest, "tensorrt").max_length
+    return manifest.dimensions.max_length
 
 
 def _model(layout: Layout, config: ModelConfig) -> dict[str, str]:

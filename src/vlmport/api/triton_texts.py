@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["requirements", "root_files"]
 
 _COMMON = (
-    "numpy>=1.26,<3",
+    # The package takes 2.x, too; the vendor's container is made with "numpy<2" (build.py of
+    # triton-inference-server/server, 2.73), and an older Python backend hands 2.x wrong arrays.
+    "numpy>=1.26,<2",
     "pillow>=12,<14",
     "tokenizers>=0.22,<0.24",
     "jinja2>=3.1.6,<4",
@@ -81,5 +83,5 @@ def root_files(
 
 
 def requirements(layout: Layout) -> tuple[str, ...]:
-    """Python packages that the models import; those of pyproject.toml."""
+    """Python packages that the models import; those of pyproject.toml but for a smaller numpy."""
     return (*_COMMON, *_OF_BACKEND[layout.runtime_backend])

@@ -12,10 +12,14 @@ __all__ = ["library_versions"]
 _TOOLS = ("torch", "transformers", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
 
 
-def library_versions() -> dict[str, str]:
-    """Name -> version of vlmport, Python and the libraries that compute, as far as installed."""
+def library_versions(more: tuple[str, ...] = ()) -> dict[str, str]:
+    """Name -> version of vlmport, Python and the libraries that compute, as far as installed.
+
+    Args:
+        more: further libraries.
+    """
     versions = {"vlmport": vlmport.__version__, "python": platform.python_version()}
-    for tool in _TOOLS:
+    for tool in (*_TOOLS, *more):
         try:
             versions[tool] = importlib.metadata.version(tool)
         except importlib.metadata.PackageNotFoundError:

@@ -28,7 +28,7 @@ from vlmport.runtime.serving.sequence import Sequence
 
 CALLS = ("prefill", "step", "move", "copy", "load", "save", "release")
 NUM_SLOTS, CACHE_TOKENS, PREFIX_BYTES = 4, 150, 900  # three of the longest fit, not four
-COSTS = Costs(call=0.004, prompt_token=0.0005, step=0.03)
+COSTS = Costs(call=0.004, prompt_token=0.0005, step=0.03, copied_token=0.001)
 BEGINNINGS = (
     prompt(3),
     prompt(19),

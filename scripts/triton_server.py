@@ -1,4 +1,4 @@
-"""A real tritonserver for tests, on free ports of this machine."""
+"""A real tritonserver of scripts/setup_triton for tests and measurements, on free ports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TritonServer", "triton_server"]
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = Path(__file__).resolve().parents[1]
 _START_SECONDS = 180.0  # some 20 Python models on two busy cores
 _SAMPLE = re.compile(r'^(?P<name>\w+)\{model="(?P<model>[^"]*)"[^}]*\} (?P<value>\S+)$', re.M)
 
@@ -48,7 +48,9 @@ class TritonServer:
 
     def post(self, path: str, content: object, timeout: float = 60.0) -> tuple[int, str]:
         """Status and text of an answer; `path` comes behind /v2/."""
-        request = urllib.request.Request(f"http://{self.http}/v2/{path}", json.dumps(content).encode())
+        request = urllib.request.Request(
+            f"http://{self.http}/v2/{path}", json.dumps(content).encode()
+        )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return answer.status, answer.read().decode()
@@ -97,16 +99,8 @@ class TritonServer:
 
     def stubs(self) -> dict[str, int]:
         """Model -> id of the process that runs it."""
-        found: dict[str, int] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                if words[0].endswith(b"triton_python_backend_stub") and words[5] == (
-                    str(self.process.pid).encode()
-                ):
-                    # .../MODEL/1/model.py
-                    found[Path(words[1].decode()).parents[1].name] = int(folder.name)
-        return found
+        stubs = _stubs(self.process.pid)
+        return {Path(words[1]).parents[1].name: process for process, words in stubs.items()}
 
     def _is_ok(self, address: str) -> bool:
         try:
@@ -118,7 +112,10 @@ class TritonServer:
 
 @contextlib.contextmanager
 def triton_server(
-    repositories: Sequence[Path], log: Path, models: Sequence[str] = ("*",)
+    repositories: Sequence[Path],
+    log: Path,
+    models: Sequence[str] = ("*",),
+    packages: Path | None = None,
 ) -> Iterator[TritonServer]:
     """Starts a server, waits until its models are ready, and ends it whatever happens.
 
@@ -126,10 +123,11 @@ def triton_server(
         repositories: folders of models.
         log: file for what it prints.
         models: that are loaded; "*" for all.
+        packages: `bin` of the environment whose packages the models get; None for the server's.
     """
     ports = _free_ports(3)
     with log.open("wb") as stream:
-        process = _start(repositories, ports, models, stream.fileno())
+        process = _start(repositories, ports, models, packages, stream.fileno())
     http, grpc, metrics = (f"127.0.0.1:{port}" for port in ports)
     server = TritonServer(http, grpc, metrics, log, process)
     try:
@@ -147,7 +145,11 @@ def _installed() -> dict[str, str]:
 
 
 def _start(
-    repositories: Sequence[Path], ports: Sequence[int], models: Sequence[str], output: int
+    repositories: Sequence[Path],
+    ports: Sequence[int],
+    models: Sequence[str],
+    packages: Path | None,
+    output: int,
 ) -> subprocess.Popen[bytes]:
     paths = _installed()
     options = [
@@ -158,13 +160,12 @@ def _start(
         *("--http-address=127.0.0.1", f"--http-port={ports[0]}"),
         *("--grpc-address=127.0.0.1", f"--grpc-port={ports[1]}"),
         *("--metrics-address=127.0.0.1", f"--metrics-port={ports[2]}"),
-        "--exit-timeout-secs=5",
         "--model-load-thread-count=2",
     ]
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "LD_LIBRARY_PATH": paths["library_path"],
-        "PATH": f"{paths['bin']}:{os.environ['PATH']}",
+        "PATH": f"{packages or paths['bin']}:{os.environ['PATH']}",
     }
     return subprocess.Popen(
         [paths["server"], *options],
@@ -192,13 +193,27 @@ def _wait(server: TritonServer) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Asks first; then kills the server and all of its stubs, which share its process group."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(20)
+    """Kills the server and all of its stubs, which share its process group.
+
+    One that is asked first waits for idle connections; killed, it leaves its shared memory behind.
+    """
+    regions = [Path("/dev/shm") / words[2] for words in _stubs(process.pid).values()]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(20)
+    for region in regions:
+        region.unlink(missing_ok=True)
+
+
+def _stubs(server: int) -> dict[int, list[str]]:
+    """Process -> words of its command: stub, .../MODEL/1/model.py, region of shared memory, ..."""
+    found: dict[int, list[str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if words[0].endswith("triton_python_backend_stub") and words[5] == str(server):
+                found[int(folder.name)] = words
+    return found
 
 
 def _free_ports(count: int) -> list[int]:
