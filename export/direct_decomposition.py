@@ -39,7 +39,7 @@ _ASSERTIONS = frozenset((_aten._assert_scalar.default, _aten._assert_tensor_meta
 @contextlib.contextmanager
 def direct_decomposition() -> Iterator[None]:
     """Lets programs be decomposed without a second trace where that is possible, for a while."""
-    trace_again = ExportedProgram.run_decompositions
+    trace_again: Callable[..., ExportedProgram] = ExportedProgram.run_decompositions
 
     def run_decompositions(
         program: ExportedProgram,
@@ -96,8 +96,7 @@ def _may_stay(node: fx.Node, decompositions: Mapping[OperatorBase, Callable[...,
 
 def _convert(node: fx.Node) -> None:
     """Replaces `to` by a conversion, or by nothing where the type is the same already."""
-    value = node.args[0]
-    assert isinstance(value, fx.Node)
+    value = _input(node)
     if value.meta["val"].dtype == node.meta["val"].dtype:
         _drop(node)
     else:
@@ -113,13 +112,12 @@ def _leave_out(node: fx.Node) -> None:
 
 def _reshape(node: fx.Node, lengths: Any) -> None:
     """Replaces `reshape` by a view of a copy, which ONNX has not: there the copy vanishes."""
-    value = node.args[0]
-    assert isinstance(value, fx.Node)
+    value = _input(node)
     if str(value.meta["val"].shape) == str(node.meta["val"].shape):  # text: comparing would guard
         _drop(node)
         return
     with node.graph.inserting_before(node):
-        form = {"memory_format": torch.contiguous_format}
+        form: dict[str, Any] = {"memory_format": torch.contiguous_format}
         copy = node.graph.call_function(_aten.clone.default, (value,), form)
     copy.meta = {**node.meta, "val": value.meta["val"]}
     _become(node, _aten._unsafe_view.default, copy, lengths)
@@ -127,11 +125,10 @@ def _reshape(node: fx.Node, lengths: Any) -> None:
 
 def _flatten(node: fx.Node) -> None:
     """Replaces `flatten` by a reshape whose merged axis is the rest."""
-    value, *axes = node.args
-    assert isinstance(value, fx.Node)
-    if node.kwargs:
-        return
+    value, axes = _input(node), list[Any](node.args[1:])
     lengths: list[Any] = list(value.meta["val"].shape)
+    if node.kwargs or not lengths:
+        return
     first, last = (int(axis) % len(lengths) for axis in (*axes, *(0, -1)[len(axes) :]))
     kept = {axis for axis in range(len(lengths)) if not first <= axis <= last}
     for axis in kept:
@@ -155,10 +152,16 @@ def _unpad(node: fx.Node) -> None:
 
 def _drop(node: fx.Node) -> None:
     if any(user.op == "output" for user in node.users):  # the program's signature names it
-        _become(node, _aten.clone.default, node.args[0])
+        _become(node, _aten.clone.default, _input(node))
     else:
-        node.replace_all_uses_with(node.args[0])
+        node.replace_all_uses_with(_input(node))
         node.graph.erase_node(node)
+
+
+def _input(node: fx.Node) -> fx.Node:
+    value = node.args[0]
+    assert isinstance(value, fx.Node)
+    return value
 
 
 def _become(node: fx.Node, operator: OpOverload, *arguments: Any, **named: Any) -> None:
@@ -170,7 +173,7 @@ _REPLACEMENTS: dict[Any, Callable[[fx.Node], None]] = {
     _aten.conv2d.padding: _unpad,
     _aten.dropout.default: _leave_out,
     _aten.flatten.using_ints: _flatten,
-    _aten.reshape.default: lambda node: _reshape(node, node.args[1]),
+    _aten.reshape.default: lambda node: _reshape(node, [*node.args, *node.kwargs.values()][1]),
     _aten.square.default: lambda node: _become(node, _aten.pow.Tensor_Scalar, node.args[0], 2),
     _aten.to.device: _convert,
     _aten.to.dtype: _convert,
