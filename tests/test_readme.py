@@ -23,6 +23,7 @@ PAGES = (
     "docs/gpu-loop.md",
     "docs/onnxruntime-gpu.md",
     "docs/token-selection.md",
+    "docs/cache-slots.md",
     "docs/measurements/engines.md",
     "docs/measurements/gpu.md",
     "docs/measurements/precision.md",
