@@ -160,7 +160,9 @@ def _start(
         *("--http-address=127.0.0.1", f"--http-port={ports[0]}"),
         *("--grpc-address=127.0.0.1", f"--grpc-port={ports[1]}"),
         *("--metrics-address=127.0.0.1", f"--metrics-port={ports[2]}"),
-        "--model-load-thread-count=2",
+        # The configurations are complete; to complete one, Triton would start each process twice.
+        "--disable-auto-complete-config",
+        "--model-load-thread-count=4",
     ]
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},

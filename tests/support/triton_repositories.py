@@ -21,7 +21,9 @@ def python_repository(
     bundle: Path, repository: Path, name: str, parameters: Mapping[str, object], slots: int = 8
 ) -> Path:
     """What `vlmport triton --backend python` writes, with parameters of the main model changed."""
-    options = TritonOptions(bundle, repository, backend="python", name=name, max_batch=slots)
+    options = TritonOptions(
+        bundle, repository, backend="python", name=name, max_batch=slots, overwrite=True
+    )
     write_repository(options, SilentProgress())
     set_parameters(repository / name / "config.pbtxt", parameters)
     return repository

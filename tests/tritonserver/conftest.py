@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,29 +19,40 @@ SMALL = {"threads": 1, "cache_tokens": 16384, "prefix_bytes": 2**24, "feature_by
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """One server for all trained checkpoints, image graphs in process and by BLS."""
-    folder = tmp_path_factory.mktemp("triton")
-    repositories: list[Path] = []
-    models: list[str] = []
-    for name in CHECKPOINTS:
-        repository = python_repository(exported(name), folder / name, name, SMALL)
-        repositories += [repository, bls_twin(repository, name, folder / f"{name}-bls")]
-        unused = f"{name}_embed_tokens"
-        models += [path.parent.name for path in repository.glob("*/config.pbtxt")]
-        models += [f"{name}_bls"]
-        if name != CHECKPOINTS[0]:
-            models.remove(unused)
-    with triton_server(repositories, folder / "server.log", models) as running:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the repositories."""
+    return tmp_path_factory.mktemp("triton")
+
+
+@pytest.fixture(scope="session")
+def server(folder: Path) -> Iterator[TritonServer]:
+    """One server for all trained checkpoints; each is loaded when a test asks for it first."""
+    repositories = [folder / name for name in (*CHECKPOINTS, *map(twin_of, CHECKPOINTS))]
+    for repository in repositories:
+        repository.mkdir()
+    with triton_server(repositories, folder / "server.log", ()) as running:
         yield running
 
 
 @pytest.fixture(scope="session", params=CHECKPOINTS)
-def family(request: pytest.FixtureRequest) -> Family:
+def family(request: pytest.FixtureRequest, server: TritonServer, folder: Path) -> Family:
+    """A checkpoint whose repository is loaded, and a twin that calls its image models by BLS."""
     name: str = request.param
-    model = VisionLanguageModel.load(exported(name), threads=1, verify=False)
+    bundle = exported(name)
+    repository = python_repository(bundle, folder / name, name, SMALL)
+    bls_twin(repository, name, folder / twin_of(name))
+    models = [path.parent.name for path in repository.glob("*/config.pbtxt")]
+    ensembles = [f"{name}_features"]  # after the models that they are made of
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(server.load, [*set(models).difference(ensembles), twin_of(name)]))
+    server.load(*ensembles)
+    model = VisionLanguageModel.load(bundle, threads=1, verify=False)
     requests = mixed_requests(name)
     return Family(name, model, requests, [expected_of(model, one) for one in requests])
+
+
+def twin_of(name: str) -> str:
+    return f"{name}_bls"
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import tritonclient.http
 from PIL import Image
-from support.trained import exported
-from support.triton_cases import Expected, Family, mixed_requests
+from support.triton_cases import Expected, Family
 from triton_server import TritonServer
 
 from vlmport.api.client import ask
 from vlmport.api.client_wire import wire_request
 from vlmport.errors import ServerError
-from vlmport.runtime import Request, VisionLanguageModel
+from vlmport.runtime import Request
 
 CLIENTS = 16
 WAYS = ("grpc", "generate_stream", "generate")
@@ -108,14 +107,15 @@ def test_the_features_ensemble_gives_the_model_s_features(
         np.testing.assert_array_equal(found, expected)
 
 
-def test_the_embedding_is_a_model_of_its_own(server: TritonServer) -> None:
-    model = VisionLanguageModel.load(exported("tinyllava"), threads=1, verify=False)
+def test_the_embedding_is_a_model_of_its_own(server: TritonServer, family: Family) -> None:
     client = tritonclient.http.InferenceServerClient(server.http)
     input_ids = np.array([[3, 1, 4], [1, 5, 9]], np.int64)
     tensor = tritonclient.http.InferInput("input_ids", [2, 3], "INT64")
     tensor.set_data_from_numpy(input_ids)
-    answer = client.infer("tinyllava_embed_tokens", [tensor])
-    np.testing.assert_array_equal(answer.as_numpy("inputs_embeds"), model.inputs_embeds(input_ids))
+    answer = client.infer(f"{family.name}_embed_tokens", [tensor])
+    np.testing.assert_array_equal(
+        answer.as_numpy("inputs_embeds"), family.model.inputs_embeds(input_ids)
+    )
 
 
 def test_usage_and_regions_come_with_the_answer(server: TritonServer, family: Family) -> None:
@@ -152,19 +152,19 @@ def test_one_picture_as_text_a_data_url_and_a_list(server: TritonServer, family:
         assert (status, answer["text_output"]) == (200, expected.text), json.dumps(answer)
 
 
-def test_an_image_model_that_is_not_there_is_the_request_s_error(server: TritonServer) -> None:
-    model = VisionLanguageModel.load(exported("tinyllava"), threads=1, verify=False)
-    request = mixed_requests("tinyllava")[0]
-    server.unload("tinyllava_vision_encoder")
+def test_an_image_model_that_is_not_there_is_the_request_s_error(
+    server: TritonServer, family: Family
+) -> None:
+    # Its features are not in the cache of the model.
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(picture, "PNG")
+    request = dataclasses.replace(family.requests[0], images=(picture.getvalue(),))
+    server.unload(f"{family.name}_projector")
     try:
-        # Its features are not in the cache of the model.
-        picture = io.BytesIO()
-        Image.new("RGB", (40, 30), (1, 2, 3)).save(picture, "PNG")
-        new = dataclasses.replace(request, images=(picture.getvalue(),))
-        with pytest.raises(ServerError, match="model tinyllava_vision_encoder: ") as caught:
-            ask(server.grpc, new, model="tinyllava_bls")
+        with pytest.raises(ServerError, match=f"model {family.name}_projector: ") as caught:
+            ask(server.grpc, request, model=f"{family.name}_bls")
         assert caught.value.kind == "INTERNAL"
     finally:
-        server.load("tinyllava_vision_encoder")
-    answer = ask(server.grpc, new, model="tinyllava_bls")
-    assert answer.token_ids == model.generate_batch([new])[0].token_ids
+        server.load(f"{family.name}_projector")
+    expected = family.model.generate_batch([request])[0]
+    assert ask(server.grpc, request, model=f"{family.name}_bls").token_ids == expected.token_ids
