@@ -346,7 +346,7 @@ class VisionLanguageModel:
         """
         return self._backend.start(batch, max_length)
 
-    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> SlotDecoding:
         """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`.
 
         Raises:

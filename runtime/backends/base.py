@@ -294,7 +294,7 @@ class Backend(Protocol):
         """
         ...
 
-    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> SlotDecoding:
         """Preallocates a cache for sequences that join and leave.
 
         Args:
@@ -302,6 +302,8 @@ class Backend(Protocol):
             cache_tokens: tokens that all slots hold together at most; a slot takes as many as the
                 longest sequence that is there with it. On a device a slot's share is fixed: an
                 equal part of them, or with TensorRT the max_length of its engines, which must fit.
+                None for max_length of each slot, on the host for no more than fits into half of
+                the free memory.
 
         Raises:
             InputError: if the backend cannot hold as many, or a slot's fixed share does not fit.

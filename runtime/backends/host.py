@@ -52,7 +52,7 @@ class HostBackend(ABC):
         """Makes an empty cache; see `Backend.start`."""
 
     @abstractmethod
-    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> SlotDecoding:
         """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
 
     def image_features(self, tiles: Sequence[Mapping[str, NDArray[Any]]]) -> HostRows:

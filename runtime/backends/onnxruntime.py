@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlmport.errors import BundleError, VlmportError
+from vlmport.machine.memory import free_memory
 from vlmport.runtime.backends.host import HostBackend
 from vlmport.runtime.backends.onnxruntime_memory import host_value
 from vlmport.runtime.backends.onnxruntime_slots import OnnxRuntimeSlots
@@ -94,10 +95,18 @@ class OnnxRuntimeBackend(HostBackend):
             max_length,
         )
 
-    def start_slots(self, num_slots: int, cache_tokens: int) -> OnnxRuntimeSlots:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> OnnxRuntimeSlots:
         """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
         sessions = (self._sessions["embed_tokens"], self._sessions["decoder"])
+        if cache_tokens is None:
+            cache_tokens = self._affordable_tokens(num_slots)
         return OnnxRuntimeSlots(*sessions, self._manifest, num_slots, cache_tokens)
+
+    def _affordable_tokens(self, num_slots: int) -> int:
+        layout, longest = self._manifest.kv_layout, self._manifest.dimensions.max_length
+        token_bytes = layout.bytes_per_token(np.dtype(layout.dtype).itemsize)
+        # The cache is written at once, and prompts, features and prefixes want memory, too.
+        return max(longest, min(num_slots * longest, free_memory() // 2 // token_bytes))
 
 
 class OnnxRuntimeDecoding:

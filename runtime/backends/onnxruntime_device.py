@@ -90,9 +90,11 @@ class OnnxRuntimeDeviceBackend(HostBackend):
         with told(f"a cache of {batch} rows x {max_length} tokens on {self.name}"):
             return DeviceDecoding(*sessions, self._manifest, self._memory, batch, max_length)
 
-    def start_slots(self, num_slots: int, cache_tokens: int) -> DeviceSlots:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> DeviceSlots:
         """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
         sessions = (self._sessions["embed_tokens"], self._sessions["decoder"])
+        if cache_tokens is None:
+            cache_tokens = num_slots * self._manifest.dimensions.max_length
         with told(f"a cache of {cache_tokens} tokens on {self.name}"):
             return DeviceSlots(*sessions, self._manifest, self._memory, num_slots, cache_tokens)
 

@@ -130,7 +130,7 @@ class TensorRTBackend:
             dtype = self._manifest.graph("decoder").inputs[0].dtype
             return DeviceLogitDecoding(self._running, state, dtype, self._give_back)
 
-    def start_slots(self, num_slots: int, cache_tokens: int) -> TensorRTSlots:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> TensorRTSlots:
         """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
         with self._running.lock:
             return TensorRTSlots(

@@ -45,7 +45,7 @@ class TensorRTSlots(CacheSlots):
         contexts: of decoding.
         manifest: the bundle's.
         num_slots: sequences at most.
-        cache_tokens: tokens of all of them together.
+        cache_tokens: tokens of all of them together; None for as many as they take.
 
     Raises:
         InputError: if so many slots hold more tokens.
@@ -58,7 +58,7 @@ class TensorRTSlots(CacheSlots):
         contexts: DecodeContexts,
         manifest: Manifest,
         num_slots: int,
-        cache_tokens: int,
+        cache_tokens: int | None,
     ) -> None:
         layout, capacity = manifest.kv_layout, running.engines.options.max_length
         check_batch(contexts, num_slots)
@@ -153,8 +153,8 @@ class TensorRTSlots(CacheSlots):
         return RepeatedStep(running, (embed, decode), bind, queue)
 
 
-def _check_tokens(num_slots: int, capacity: int, cache_tokens: int) -> None:
-    if num_slots * capacity > cache_tokens:
+def _check_tokens(num_slots: int, capacity: int, cache_tokens: int | None) -> None:
+    if cache_tokens is not None and num_slots * capacity > cache_tokens:
         msg = (
             f"cache: found {cache_tokens} tokens (cache_tokens) for {num_slots} slots; each takes "
             f"the {capacity} of the engines (max_length), whatever it holds, so that "

@@ -18,7 +18,8 @@ class ServingOptions:
     Attributes:
         num_slots: sequences that are decoded together at most.
         cache_tokens: tokens that the KV cache holds, all slots together; None for as many as
-            `num_slots` sequences of the bundle's max_length take.
+            `num_slots` sequences of the bundle's max_length take, on a CPU for no more than fits
+            into half of the free memory.
         max_queue: accepted requests that wait for a slot at most; the next one is refused.
         prefill_tokens: tokens of waiting prompts that run between two decode steps at most, where
             prompts may be cut; None for as many as keep a step's time near that of the decoding

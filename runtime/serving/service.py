@@ -54,10 +54,7 @@ class GenerationService:
         self._model = model
         self._features = FeatureCache(options.feature_bytes)
         self._tickets = itertools.count()
-        cache_tokens = options.cache_tokens
-        if cache_tokens is None:
-            cache_tokens = options.num_slots * model.manifest.dimensions.max_length
-        decoding = model.start_slots(options.num_slots, cache_tokens)
+        decoding = model.start_slots(options.num_slots, options.cache_tokens)
         # The worker bounds the queue, since it counts the requests in preparation, too.
         num_places = options.num_slots + options.max_queue
         batch = ContinuousBatch(decoding, model.manifest, replace(options, max_queue=num_places))

@@ -84,7 +84,7 @@ class _RecordingBackend(HostBackend):
         """Makes an empty cache; see `Backend.start`."""
         return _RecordingDecoding(self, GrowingCache(self.manifest.kv_layout, batch, max_length))
 
-    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> SlotDecoding:
         """Not needed to ask questions."""
         raise NotImplementedError
 

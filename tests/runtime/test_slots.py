@@ -13,6 +13,7 @@ from support.trained import exported, quantized
 from tiny.recipes import RECIPES
 
 from vlmport.errors import InputError
+from vlmport.runtime import VisionLanguageModel
 from vlmport.runtime.backends.onnxruntime_slots import OnnxRuntimeSlots
 from vlmport.runtime.host_prompt import HostRows
 from vlmport.runtime.slot_arena import slot_capacity
@@ -20,7 +21,6 @@ from vlmport.runtime.slot_arena import slot_capacity
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vlmport.runtime import VisionLanguageModel
     from vlmport.runtime.backends.base import PromptEmbeddings
 
 FAMILIES = sorted(RECIPES)
@@ -193,3 +193,19 @@ def test_more_memory_than_there_is() -> None:
     model = endless(exported(CAUSAL))
     with pytest.raises(InputError, match=r"cache: 1000000000000 tokens do not fit into the memory"):
         slots_of(model, 3, 10**12)
+
+
+def test_the_cache_that_nobody_sized_takes_at_most_half_of_the_free_memory(
+    trained_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = VisionLanguageModel.load(trained_bundle, threads=1, verify=False)
+    longest, layout = model.manifest.dimensions.max_length, model.manifest.kv_layout
+    token_bytes = layout.bytes_per_token(4)
+    found = []
+    for sequences in (0.5, 2.5, 100):
+        free = int(2 * sequences * longest * token_bytes)
+        monkeypatch.setattr("vlmport.runtime.backends.onnxruntime.free_memory", lambda n=free: n)
+        with closing(model.start_slots(4, None)) as slots:
+            found.append(max(n for n in range(5) if slots.fits(n, longest)))
+
+    assert found == [1, 2, 4]

@@ -94,6 +94,6 @@ class HeldModel(VisionLanguageModel):
         held.manifest = replace(model.manifest, special_tokens=tokens)
         return held
 
-    def start_slots(self, num_slots: int, cache_tokens: int) -> Any:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> Any:
         self.slots = HeldSlots(super().start_slots(num_slots, cache_tokens))
         return self.slots

@@ -146,7 +146,7 @@ class ProbedBackend(HostBackend):
         cache = GrowingCache(self._manifest.kv_layout, batch, max_length)
         return ProbedDecoding(self, self._session("decoder"), self._manifest, cache)
 
-    def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
+    def start_slots(self, num_slots: int, cache_tokens: int | None) -> SlotDecoding:
         """Refuses, as `start` does with more than one row; see `Backend.start_slots`."""
         raise ValueError(f"slots: found {num_slots}; activations are collected row by row")
 
