@@ -14,34 +14,15 @@ if TYPE_CHECKING:
 
     from vlmport.runtime.backends.base import ImageFeatures, PromptEmbeddings
 
-__all__ = ["HostEmbeddings", "HostFeatures", "fuse_image_features", "padded_prompts"]
+__all__ = ["HostRows", "fuse_image_features", "padded_prompts"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HostFeatures:
-    """One picture as the language model sees it; see `ImageFeatures`.
+class HostRows:
+    """A picture's features, or a prompt's embeddings; see `ImageFeatures`, `PromptEmbeddings`.
 
     Attributes:
-        array: [num_image_tokens, hidden_size] in the bundle's precision.
-    """
-
-    array: NDArray[np.floating[Any]]
-
-    def __len__(self) -> int:
-        """Image tokens."""
-        return len(self.array)
-
-    def numpy(self) -> NDArray[np.floating[Any]]:
-        """[num_image_tokens, hidden_size]; not a copy."""
-        return self.array
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HostEmbeddings:
-    """A prompt's embeddings with image features in place; see `PromptEmbeddings`.
-
-    Attributes:
-        array: [sequence_length, hidden_size] in the bundle's precision.
+        array: [rows, hidden_size] in the bundle's precision; a row for each token.
     """
 
     array: NDArray[np.floating[Any]]
@@ -51,7 +32,7 @@ class HostEmbeddings:
         return len(self.array)
 
     def numpy(self) -> NDArray[np.floating[Any]]:
-        """[sequence_length, hidden_size]; not a copy."""
+        """[rows, hidden_size]; not a copy."""
         return self.array
 
 

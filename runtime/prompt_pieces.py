@@ -65,16 +65,23 @@ def prompt_pieces(
 ) -> Iterator[PromptPiece]:
     """Pieces of right-padded prompts, in order.
 
+    No piece has one token alone, if that can be avoided: ONNX Runtime's CPU provider computes
+    attention for one token in another order of sums than for several, and what a prompt is answered
+    shall not depend on how it was cut.
+
     Args:
         lengths: int64 [batch], tokens of each row.
         first_position: position id of a sequence's first token.
         longest: tokens of a piece at most; None if prompts must not be cut.
-        start: first token that runs; those in front of it are in the cache.
+        start: first token that is asked for; those in front of it are in the cache. One of them
+            runs again if only one is asked for.
     """
-    end = int(lengths.max())
-    batch = len(lengths)
-    for first in range(start, end, longest or end):
-        stop = min(end, first + longest) if longest else end
+    end, batch = int(lengths.max()), len(lengths)
+    first = max(0, min(start, end - 2)) if longest != 1 else start
+    while first < end:
+        stop = min(end, first + (longest or end))
+        if end - stop == 1 and stop - first > 2:
+            stop -= 1
         positions = np.arange(first, stop, dtype=np.int64) + first_position
         yield PromptPiece(
             first,
@@ -84,3 +91,4 @@ def prompt_pieces(
             np.clip(lengths, first + 1, stop),
             (lengths > first) & (lengths <= stop),
         )
+        first = stop

@@ -124,9 +124,9 @@ class SlotArena:
     def _lay_out(self, capacity: int, filled: NDArray[np.int64]) -> None:
         # A row is written where others were that have moved already, or where it was itself, which
         # numpy copies through a temporary array.
-        order = np.flatnonzero(filled)
+        order: list[int] = np.flatnonzero(filled).tolist()
         if capacity > self.capacity:
-            order = order[::-1]
+            order.reverse()
         for flat in self._flat:
             for row in order:
                 length = filled[row]

@@ -164,8 +164,8 @@ class SlotDecoding(Protocol):
             slot: its index.
             prompt: from the same backend.
             start: first token of the piece; what the slot held from there on is forgotten.
-            stop: behind the last one. A prompt whose tokens all see each other is run whole, or
-                only its last token, if the others are there.
+            stop: behind the last one. A prompt whose tokens all see each other is run to its end:
+                whole, or only its last tokens, if the others are there from a run of the whole.
 
         Returns:
             logits float32 [vocab_size] after the last token of the piece; valid until the next

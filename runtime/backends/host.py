@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmport.runtime.host_prompt import HostEmbeddings, HostFeatures, fuse_image_features
+from vlmport.runtime.host_prompt import HostRows, fuse_image_features
 from vlmport.runtime.host_tokens import HostTokenDecoding
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ class HostBackend(ABC):
     def start_slots(self, num_slots: int, cache_tokens: int) -> SlotDecoding:
         """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
 
-    def image_features(self, tiles: Sequence[Mapping[str, NDArray[Any]]]) -> HostFeatures:
+    def image_features(self, tiles: Sequence[Mapping[str, NDArray[Any]]]) -> HostRows:
         """Runs the image graphs on each tile; see `Backend.image_features`."""
         with self._image_turn:
             features = np.concatenate([self._tile_features(tile) for tile in tiles])
-        return HostFeatures(features.reshape(-1, self._manifest.dimensions.hidden_size))
+        return HostRows(features.reshape(-1, self._manifest.dimensions.hidden_size))
 
-    def adopt_features(self, features: NDArray[np.floating[Any]]) -> HostFeatures:
+    def adopt_features(self, features: NDArray[np.floating[Any]]) -> HostRows:
         """Takes features that were computed elsewhere; see `Backend.adopt_features`."""
-        return HostFeatures(features)
+        return HostRows(features)
 
     def _tile_features(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.floating[Any]]:
         arrays = dict(inputs)
@@ -77,10 +77,10 @@ class HostBackend(ABC):
         text_ids: NDArray[np.int64],
         image_mask: NDArray[np.bool_],
         features: Sequence[ImageFeatures],
-    ) -> HostEmbeddings:
+    ) -> HostRows:
         """Embeds a prompt and puts image features in place; see `Backend.embed_prompt`."""
         embeds = self.run("embed_tokens", {"input_ids": text_ids[None]})["inputs_embeds"][0]
-        return HostEmbeddings(fuse_image_features(embeds, image_mask, features))
+        return HostRows(fuse_image_features(embeds, image_mask, features))
 
     def start_tokens(
         self, samplers: Sequence[TokenSampler], max_length: int, suppressed: Sequence[int]

@@ -108,7 +108,8 @@ class DeviceSlots(CacheSlots):
                 for name, array in {"inputs_embeds": embeds, **piece.inputs()}.items():
                     binding.bind_ortvalue_input(name, self._memory.copy_of(array))
                 self._decoder.run_with_iobinding(binding)
-        return self._logits[slot]
+        chosen: NDArray[np.float32] = self._logits[slot]
+        return chosen
 
     def _run_step(
         self, token_ids: NDArray[np.int64], filled: NDArray[np.int64]

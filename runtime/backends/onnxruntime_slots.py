@@ -88,7 +88,8 @@ class OnnxRuntimeSlots(CacheSlots):
             embeds = np.ascontiguousarray(rows[None, piece.start : piece.stop])
             self._prompt_row.bind({"inputs_embeds": embeds, **piece.inputs()}, logits)
             self._prompt_row.run()
-        return logits[0]
+        chosen: NDArray[np.float32] = logits[0]
+        return chosen
 
     def _run_step(
         self, token_ids: NDArray[np.int64], filled: NDArray[np.int64]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vlmport.errors import EngineError
 from vlmport.runtime.backends.tensorrt_decoding import BatchState, DecodeContexts, too_long
 from vlmport.runtime.backends.tensorrt_graphs import DeviceRows, GraphRunner
+from vlmport.runtime.backends.tensorrt_slots import TensorRTSlots
 from vlmport.runtime.backends.tensorrt_tokens import DeviceLogitDecoding, DeviceTokenDecoding
 from vlmport.runtime.device.cuda import load_cuda
 from vlmport.runtime.engines.bindings import load_bindings
@@ -128,6 +129,13 @@ class TensorRTBackend:
             state = self._take(batch, max_length)
             dtype = self._manifest.graph("decoder").inputs[0].dtype
             return DeviceLogitDecoding(self._running, state, dtype, self._give_back)
+
+    def start_slots(self, num_slots: int, cache_tokens: int) -> TensorRTSlots:
+        """Preallocates a cache for sequences that join and leave; see `Backend.start_slots`."""
+        with self._running.lock:
+            return TensorRTSlots(
+                self._running, self._contexts, self._manifest, num_slots, cache_tokens
+            )
 
     def close(self) -> None:
         """Frees the GPU's memory; nothing may be asked of the backend any more."""

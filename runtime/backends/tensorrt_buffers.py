@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class BatchBuffers:
 
     def __init__(self, running: RunningEngines, manifest: Manifest, batch: int) -> None:
         self.batch = batch
+        self._running = running
         cuda, capacity = running.cuda, running.engines.options.max_length
         hidden_size, vocab_size = manifest.dimensions.hidden_size, manifest.dimensions.vocab_size
         decoder, layout = manifest.graph("decoder"), manifest.kv_layout
@@ -72,6 +74,24 @@ class BatchBuffers:
             self.reached = Event(cuda)
             held.callback(self.reached.close)
             self._held = held.pop_all()
+
+    def queue_control(self) -> None:
+        """Queues the way of `control` to the GPU."""
+        source, target = self.control, self.device_control
+        self._running.stream.copy_in(target.address, source.address, target.size)
+
+    def queue_tokens(self) -> None:
+        """Queues the way of the tokens that the host has chosen to the GPU."""
+        source, target = self.chosen, self.device_chosen
+        size = target.fields["token_ids"].size
+        self._running.stream.copy_in(target["token_ids"], source.address_of("token_ids"), size)
+
+    def wait(self) -> None:
+        """Waits for all that is queued."""
+        self.reached.record(self._running.stream)
+        started = time.perf_counter()
+        self.reached.synchronize()
+        self._running.waited_seconds += time.perf_counter() - started
 
     def close_with(self, close: Callable[[], None]) -> None:
         """Calls something more when the buffers are freed, before they are."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy as np
 from vlmport.contract_engines import SELECT_GREEDY, SELECT_SAMPLED
 from vlmport.errors import EngineError
 from vlmport.runtime.backends.tensorrt_buffers import BatchBuffers
+from vlmport.runtime.backends.tensorrt_prefill import PrefillQueue, cache_addresses
 from vlmport.runtime.backends.tensorrt_step import RepeatedStep
-from vlmport.runtime.device.sizes import lay_out
 from vlmport.runtime.prompt_pieces import longest_piece, prompt_pieces
 
 if TYPE_CHECKING:
@@ -56,19 +55,13 @@ class BatchState:
     def __init__(
         self, running: RunningEngines, contexts: DecodeContexts, manifest: Manifest, batch: int
     ) -> None:
-        largest = contexts.decode.largest("inputs_embeds", 0)
-        if batch > largest:
-            msg = (
-                f"decoder: found a batch of {batch}; its engine takes 1 to {largest} rows; ask for "
-                "fewer together, or build the engines again with "
-                f"`vlmport build --max-batch {batch}`"
-            )
-            raise EngineError(msg)
+        check_batch(contexts, batch)
         self.buffers = BatchBuffers(running, manifest, batch)
         self.capacity = running.engines.options.max_length
         self._running = running
         self._contexts = contexts
         self._attention = manifest.attention
+        self._prompts = PrefillQueue(running, contexts.prefill, manifest)
         self._lengths = np.zeros(batch, np.int64)  # cache rows that each sequence has filled
         self._selections: dict[type[Any], Selection] = {}
         self._steps: dict[type[Any], RepeatedStep] = {}
@@ -125,9 +118,9 @@ class BatchState:
         self._lengths[:] = lengths
         self._write_control(uniform)
         selection.bind()
-        self._queue_control()
+        self.buffers.queue_control()
         selection.queue()
-        self._wait()
+        self.buffers.wait()
 
     def step(
         self, active: NDArray[np.bool_], selection: Selection, uniform: NDArray[np.float32]
@@ -143,7 +136,7 @@ class BatchState:
         self._check_room(int(self._lengths.max()))
         self._write_control(uniform)
         self._steps[type(selection)].run()
-        self._wait()
+        self.buffers.wait()
 
     def close(self) -> None:
         """Frees everything."""
@@ -154,64 +147,14 @@ class BatchState:
             raise EngineError(too_long(rows, self.capacity))
 
     def _queue_piece(self, prompts: Sequence[DeviceRows], piece: PromptPiece) -> None:
-        """Queues a piece of the prompts; rows differ in length."""
-        batch, tokens = piece.position_ids.shape
-        context, stream = self._contexts.prefill, self._running.stream
-        hidden = self.buffers.work.fields["inputs_embeds"].shape[2]
-        shapes = {name: field.shape for name, field in self.buffers.cache.fields.items()}
-        shapes |= {
-            "inputs_embeds": (batch, tokens, hidden),
-            "position_ids": (batch, tokens),
-            "write_indices": (batch,),
-            "valid_lengths": (batch,),
-        }
-        context.set_shapes(shapes)
-        addresses = self._cache_addresses()
-        addresses |= self._upload_piece_control(piece)
-        addresses["inputs_embeds"] = self._queue_embeds(prompts, piece.start, piece.stop)
-        logits = self.buffers.work.fields["logits"]
-        addresses["logits"] = self._running.workspace.address("prefill logits", logits.size)
-        context.bind(addresses)
-        context.enqueue()
-        row_bytes = logits.size // batch
-        for row in np.flatnonzero(piece.ends_here):
-            source = addresses["logits"] + int(row) * row_bytes
-            target = self.buffers.work["logits"] + int(row) * row_bytes
-            stream.copy(target, source, row_bytes)
-
-    def _queue_embeds(self, prompts: Sequence[DeviceRows], start: int, stop: int) -> int:
-        """Puts the rows' embeddings below each other, zeros behind the shorter ones."""
-        row_bytes = prompts[0].row_bytes
-        size = len(prompts) * (stop - start) * row_bytes
-        address = self._running.workspace.address("prompts in pieces", size)
-        if any(len(prompt) < stop for prompt in prompts):
-            self._running.stream.clear(address, size)
-        for row, prompt in enumerate(prompts):
-            tokens = min(len(prompt), stop) - start
-            if tokens > 0:
-                target = address + row * (stop - start) * row_bytes
-                self._running.stream.copy(target, prompt.address(start), tokens * row_bytes)
-        return address
-
-    def _upload_piece_control(self, piece: PromptPiece) -> dict[str, int]:
-        arrays = piece.inputs()
-        fields, size = lay_out({name: ("int64", array.shape) for name, array in arrays.items()})
-        content = np.zeros(size, np.uint8)
-        for name, field in fields.items():
-            part = arrays[name].reshape(-1).view(np.uint8)
-            content[field.offset : field.offset + field.size] = part
-        address = self._running.workspace.address("positions of a prompt", size)
-        self._running.transfer.upload(content, "uint8", address)
-        return {name: address + field.offset for name, field in fields.items()}
-
-    def _cache_addresses(self) -> dict[str, int]:
-        """Where keys and values lie: an output is written over its input."""
+        """Queues a piece and keeps the logits of the rows that end in it."""
         cache = self.buffers.cache
-        addresses = {name: cache[name] for name in cache.fields}
-        for port in self._contexts.decode.engine.outputs:
-            if port.aliases:
-                addresses[port.name] = cache[port.aliases]
-        return addresses
+        logits, row_bytes = self._prompts.queue(
+            prompts, piece, {name: cache[name] for name in cache.fields}
+        )
+        for row in map(int, np.flatnonzero(piece.ends_here)):
+            target = self.buffers.work["logits"] + row * row_bytes
+            self._running.stream.copy(target, logits + row * row_bytes, row_bytes)
 
     def _bind_step(self, selection: Selection) -> None:
         buffers, batch = self.buffers, self.buffers.batch
@@ -223,14 +166,15 @@ class BatchState:
         shapes |= {name: field.shape for name, field in buffers.device_control.fields.items()}
         shapes["inputs_embeds"] = buffers.work.fields["inputs_embeds"].shape
         decode.set_shapes(shapes)
-        addresses = self._cache_addresses()
+        cache = {name: buffers.cache[name] for name in buffers.cache.fields}
+        addresses = cache_addresses(decode, cache)
         addresses |= {name: buffers.device_control[name] for name in buffers.device_control.fields}
         addresses |= {"inputs_embeds": embeds, "logits": buffers.work["logits"]}
         decode.bind(addresses)
         selection.bind()
 
     def _queue_step(self, selection: Selection) -> None:
-        self._queue_control()
+        self.buffers.queue_control()
         selection.queue_tokens()
         self._contexts.embed.enqueue()
         self._contexts.decode.enqueue()
@@ -244,15 +188,20 @@ class BatchState:
         control["valid_lengths"][:] = self._lengths
         control["uniform"][:, 0] = uniform
 
-    def _queue_control(self) -> None:
-        source, target = self.buffers.control, self.buffers.device_control
-        self._running.stream.copy_in(target.address, source.address, target.size)
 
-    def _wait(self) -> None:
-        self.buffers.reached.record(self._running.stream)
-        started = time.perf_counter()
-        self.buffers.reached.synchronize()
-        self._running.waited_seconds += time.perf_counter() - started
+def check_batch(contexts: DecodeContexts, batch: int) -> None:
+    """Checks that the engines take so many rows.
+
+    Raises:
+        EngineError: if they do not.
+    """
+    largest = contexts.decode.largest("inputs_embeds", 0)
+    if batch > largest:
+        msg = (
+            f"decoder: found a batch of {batch}; its engine takes 1 to {largest} rows; ask for "
+            f"fewer together, or build the engines again with `vlmport build --max-batch {batch}`"
+        )
+        raise EngineError(msg)
 
 
 def too_long(tokens: int, capacity: int) -> str:

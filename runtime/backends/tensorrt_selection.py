@@ -191,9 +191,7 @@ class HostLogits:
 
     def queue_tokens(self) -> None:
         """Brings the tokens to the GPU; see `Selection.queue_tokens`."""
-        source, target = self._buffers.chosen, self._buffers.device_chosen
-        size = target.fields["token_ids"].size
-        self._running.stream.copy_in(target["token_ids"], source.address_of("token_ids"), size)
+        self._buffers.queue_tokens()
 
     def queue(self) -> None:
         """Brings the logits to the host; see `Selection.queue`."""

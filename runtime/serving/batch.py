@@ -186,17 +186,23 @@ class ContinuousBatch:
         Returns:
             Whether any ran.
         """
-        self._pacing.begin_round()
+        self._pacing.begin_round(is_decoding=bool(self._rows))
         ran = False
-        while (room := self._pacing.room(is_decoding=bool(self._rows))) > 0:
+        while self._room() > 0:
             newcomer = self._newcomer or self._admitted()
             if newcomer is None:
+                break
+            # Asked again: a prefix may have been copied, which takes time.
+            if (room := self._room()) <= 0:
                 break
             ran = True
             logits = self._run_piece(newcomer, room)
             if newcomer.length == newcomer.sequence.prompt_length:
                 self._begin_decoding(newcomer, logits)
         return ran
+
+    def _room(self) -> int:
+        return self._pacing.room(is_decoding=bool(self._rows))
 
     def _admitted(self) -> ActiveSequence | None:
         """Gives the first one in the queue a slot, if he may have one now."""

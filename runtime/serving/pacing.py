@@ -39,10 +39,16 @@ class PrefillPacing:
         self._round_started = 0.0
         self._round_tokens = 0
 
-    def begin_round(self) -> None:
-        """Begins what runs before the next decode step."""
-        self._round_started = self._clock()
+    def begin_round(self, *, is_decoding: bool) -> None:
+        """Begins what runs before the next decode step.
+
+        Args:
+            is_decoding: whether any answer waits for its next token; since the last step, then, so
+                that what else was done after it counts, too.
+        """
         self._round_tokens = 0
+        if not is_decoding:
+            self._round_started = self._clock()
 
     def room(self, *, is_decoding: bool) -> int:
         """Tokens that may still run in this round, as one piece; 0 or less if none.
@@ -75,7 +81,8 @@ class PrefillPacing:
         self._piece_tokens += _WEIGHT * (tokens - self._piece_tokens)
 
     def stepped(self, seconds: float) -> None:
-        """Takes note of a decode step."""
+        """Takes note of a decode step that has ended now."""
+        self._round_started = self._clock()
         if not self._step_seconds:
             self._step_seconds = seconds
             return

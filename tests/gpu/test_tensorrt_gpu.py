@@ -28,6 +28,7 @@ from support.loop_scenarios import (
     check_stop_string,
     loop_requests,
 )
+from support.slot_scenarios import check_slots
 from support.trained import EXAMPLES, exported, quantized
 from tiny.recipes import RECIPES
 
@@ -35,6 +36,7 @@ from vlmport.api.build import build
 from vlmport.api.build_options import build_options
 from vlmport.api.parity_bundle import open_bundle
 from vlmport.api.progress import SilentProgress
+from vlmport.api.tolerances import near_tie_margin, tolerance_for
 from vlmport.machine.requirements import requirements
 from vlmport.manifest import load_manifest
 from vlmport.runtime import SamplingOptions, VisionLanguageModel
@@ -182,6 +184,23 @@ def test_scenarios(family: str, precision: str, backend: TensorRTName, on_gpu: O
         check_interleaved(found, expected)
         check_stop_string(found, expected)
         check_sampling(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slots_answer_as_a_sequence_alone(
+    family: str, backend: TensorRTName, on_gpu: OnGpu
+) -> None:
+    need(backend, f"answers of {family} in slots, joining and leaving, with the CPU's alone")
+    bundle = bundle_of(family)
+    found, expected = without_end(on_gpu(bundle)), endless(bundle)
+    limit = tolerance_for("logits", "float32").max_abs
+    check_slots(
+        *(found, expected),
+        num_slots=8,
+        cache_tokens=8 * MAX_LENGTH,
+        margin=near_tie_margin(limit),
+        count=100,
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlmport.errors import VlmportError
-from vlmport.runtime.host_prompt import HostEmbeddings, HostFeatures, fuse_image_features
+from vlmport.runtime.host_prompt import HostRows, fuse_image_features
 from vlmport.runtime.host_tokens import HostTokenDecoding
 from vlmport.runtime.sampling import SamplingOptions, TokenSampler
 
@@ -48,8 +48,8 @@ class ScriptedDecoding:
         return logits
 
 
-def prompts(*lengths: int) -> list[HostEmbeddings]:
-    return [HostEmbeddings(np.full((length, 3), length, np.float32)) for length in lengths]
+def prompts(*lengths: int) -> list[HostRows]:
+    return [HostRows(np.full((length, 3), length, np.float32)) for length in lengths]
 
 
 def logits_for(*token_ids: list[int]) -> NDArray[np.float32]:
@@ -116,7 +116,7 @@ def test_close_reaches_the_cache() -> None:
 def test_image_features_take_their_places_and_the_rest_is_cut() -> None:
     embeds = np.zeros((4, 2), np.float32)
     mask = np.array([False, True, True, False])
-    features = [HostFeatures(np.full((count, 2), count, np.float32)) for count in (1, 3)]
+    features = [HostRows(np.full((count, 2), count, np.float32)) for count in (1, 3)]
     fused = fuse_image_features(embeds, mask, features)
     assert fused[:, 0].tolist() == [0, 1, 3, 0]
     assert not embeds.any()

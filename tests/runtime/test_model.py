@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.checkpoints import Recipe, make_checkpoint
+from support.slot_scenarios import check_slots
 
 from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress
@@ -74,6 +75,10 @@ def test_answer_longer_than_the_first_capacity_equals_the_reference(
     result = model.generate(prompt=QUESTION, max_new_tokens=400)
     assert result.token_ids == tuple(answer.token_ids)
     assert result.finish_reason == "length"
+
+
+def test_slots_answer_as_a_sequence_alone(model: VisionLanguageModel) -> None:
+    check_slots(model, model, num_slots=4, cache_tokens=2000, texts=(1, 2, 65, 600))
 
 
 def test_generation_ends_at_max_length(model: VisionLanguageModel) -> None:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.device_scenarios import IMAGE, QUESTION, answers, endless, mixed_requests, on_device
+from support.slot_scenarios import check_slots
 from support.trained import exported
 from tiny.recipes import RECIPES
 
+from vlmport.api.tolerances import near_tie_margin, tolerance_for
 from vlmport.contract import GraphSpec, TensorSpec
 from vlmport.errors import BundleError, InputError, VlmportError
 from vlmport.machine.requirements import requirements
@@ -67,6 +69,27 @@ def test_tokens_equal_the_cpu_backend(family: str, precision: str) -> None:
         np.testing.assert_allclose(
             own_steps[0], steps[0], atol=1e-5 if precision == "fp32" else 2e-2
         )
+
+
+@pytest.mark.parametrize("family", sorted(RECIPES))
+def test_slots_answer_as_a_sequence_alone(family: str) -> None:
+    bundle = bundle_of(family, "fp32")
+    reference = endless(bundle)
+    device = on_device(reference, bundle, CPU)
+    # The capacities of the caches differ, so that sums are cut into other pieces.
+    check_slots(device, reference, num_slots=5, cache_tokens=5 * 220, atol=1e-5)
+
+
+def test_slots_share_the_tokens_out(model: VisionLanguageModel, trained_bundle: Path) -> None:
+    device = on_device(model, trained_bundle, CPU)._backend
+    slots = device.start_slots(3, 200)
+    assert slots.fits(3, 66)
+    assert not slots.fits(1, 67)
+    assert not slots.fits(4, 1)
+    with pytest.raises(InputError, match=r"found 2 tokens \(cache_tokens\) for 3 slots"):
+        device.start_slots(3, 2)
+    most = model.manifest.dimensions.max_length
+    assert not device.start_slots(1, most + 5).fits(1, most + 1)
 
 
 def test_a_prompt_in_pieces_equals_the_cpu_backend(
@@ -285,6 +308,23 @@ def test_tokens_on_a_gpu_equal_the_cpu_backend(
         for row in range(batch):
             gap = gap_where_parted(tokens[row], found[row], [step[row] for step in steps])
             assert gap <= (1e-3 if precision == "fp32" else 6e-2), row
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT_RTX], ids=lambda provider: provider.backend)
+@pytest.mark.parametrize("family", sorted(RECIPES))
+def test_slots_on_a_gpu_answer_as_a_sequence_alone(family: str, provider: OrtProvider) -> None:
+    if missing := unmet(provider.backend):
+        pytest.skip(
+            f"{missing}; would have compared answers of {family} in slots on {provider.name}, "
+            "joining and leaving, with those of the CPU alone"
+        )
+    bundle = bundle_of(family, "fp32")
+    reference = endless(bundle)
+    device = on_device(reference, bundle, provider)
+    limit = tolerance_for("logits", "float32").max_abs
+    margin = near_tie_margin(limit)
+    check_slots(device, reference, num_slots=5, cache_tokens=5 * 220, margin=margin)
 
 
 def gap_where_parted(

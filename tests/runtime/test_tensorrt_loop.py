@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from support.loop_scenarios import (
     check_stop_string,
     loop_requests,
 )
+from support.slot_scenarios import check_slots
 from support.trained import EXAMPLES, exported
 from tiny.recipes import RECIPES
 
@@ -103,6 +105,14 @@ def test_tokens_equal_onnxruntime(family: str, opened: Opened, expected: Expecte
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_slots_answer_as_a_sequence_alone(family: str, opened: Opened, expected: Expected) -> None:
+    found = opened(family)
+    check_slots(found.model, expected(family), num_slots=4, cache_tokens=4 * 256)
+    assert found.cuda.captured == 4
+    assert found.cuda.launches > found.cuda.captured
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_seeds_stop_strings_and_cancellation(
     family: str, opened: Opened, expected: Expected
 ) -> None:
@@ -123,6 +133,28 @@ def test_the_cache_fills_to_its_last_row(family: str, opened: Opened, expected: 
     chunk = length if bidirectional else 7
     found = opened(family, max_length=length, prefill_chunk=chunk)
     check_full_context(found.model, reference, length)
+
+
+def test_slots_take_what_the_engines_were_built_for(opened: Opened) -> None:
+    found = opened("fuyu")
+    with pytest.raises(
+        InputError,
+        match=r"found 1000 tokens \(cache_tokens\) for 4 slots; each takes the 256 of the engines "
+        r"\(max_length\), whatever it holds, so that 3 slots fit; ask for 1024 tokens",
+    ):
+        found.backend.start_slots(4, 1000)
+    with pytest.raises(EngineError, match=r"a batch of 5; its engine takes 1 to 4 rows"):
+        found.backend.start_slots(5, 5 * 256)
+    with closing(found.backend.start_slots(3, 5000)) as slots:
+        assert slots.fits(3, 256)
+        assert not slots.fits(1, 257)
+
+
+def test_slots_begin_where_tensorrt_lets_a_tensor_begin(opened: Opened) -> None:
+    found = opened("paligemma", max_length=99, prefill_chunk=99)
+    with pytest.raises(EngineError, match=r"found rows of 99 tokens .* a multiple of 64"):
+        found.backend.start_slots(2, 2 * 99)
+    found.backend.start_slots(1, 99).close()
 
 
 def test_memory_does_not_grow_in_fifty_generations(opened: Opened) -> None:
@@ -148,6 +180,7 @@ def test_half_precision_equals_onnxruntime(family: str, tmp_path: Path) -> None:
     build_emulated(bundle, tmp_path / "engines", default_options(load_manifest(bundle)))
     found = open_emulated(bundle, tmp_path / "engines")
     check_answers(without_end(found.model), endless(bundle), loop_requests(3))
+    check_slots(found.model, endless(bundle), num_slots=4, cache_tokens=1024, atol=2e-2)
     found.backend.close()
 
 

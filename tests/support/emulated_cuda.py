@@ -223,6 +223,25 @@ class EmulatedCuda:
         self.queue(int(stream), Work(run))
         return (_OK,)
 
+    def cudaMemcpy2DAsync(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        height: int,
+        kind: Any,
+        stream: Any,
+    ) -> tuple[Any, ...]:
+        if width > min(target_pitch, source_pitch):
+            return (real.cudaError_t.cudaErrorInvalidPitchValue,)
+        for row in range(height):
+            answer = self.cudaMemcpyAsync(
+                target + row * target_pitch, source + row * source_pitch, width, kind, stream
+            )
+        return answer
+
     def cudaMemsetAsync(self, target: int, value: int, size: int, stream: Any) -> tuple[Any, ...]:
         def run() -> None:
             self.check_range(target, size, "device")

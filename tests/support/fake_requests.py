@@ -6,7 +6,7 @@ import hashlib
 import time
 import zlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from support.fake_slots import EOS, VOCAB, next_logits
@@ -34,6 +34,7 @@ _TOKENIZER.decoder = decoders.Fuse()
 
 def serving_manifest(manifest: Manifest, *, sees_whole_prompt: bool = False) -> Manifest:
     """A manifest of the fake model."""
+    prompt: Literal["causal", "bidirectional"]
     prompt = "bidirectional" if sees_whole_prompt else "causal"
     return replace(
         manifest,

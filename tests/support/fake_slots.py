@@ -64,6 +64,7 @@ class Costs:
     call: float = 0.0
     prompt_token: float = 0.0
     step: float = 0.0
+    copied_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class FakeSlots:
         self._clock.now += self._costs.call + self._costs.prompt_token * (stop - start)
         self._check_memory()
         self._logits[0] = self._next(slot)
-        return self._logits[0]
+        logits: NDArray[np.float32] = self._logits[0]
+        return logits
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         self._called("step", *range(len(token_ids)))
@@ -161,12 +163,14 @@ class FakeSlots:
         self._check_empty(target)
         _check(0 < length <= len(self.slots[source]), f"{length} tokens of slot {source}")
         self.slots[target] = self.slots[source][:length]
+        self._clock.now += self._costs.copied_token * length
         self._check_memory()
 
     def save(self, slot: int, length: int) -> FakeStored:
         self._called("save", slot)
         _check(0 < length <= len(self.slots[slot]), f"{length} tokens of slot {slot}")
         _check(not _overflows(self.slots[slot]), "faulty numbers are stored")
+        self._clock.now += self._costs.copied_token * length
         return FakeStored(tuple(self.slots[slot][:length]))
 
     def load(self, slot: int, stored: StoredTokens, length: int) -> None:
@@ -175,6 +179,7 @@ class FakeSlots:
         assert isinstance(stored, FakeStored)
         _check(0 < length <= len(stored), f"{length} of {len(stored)} stored tokens")
         self.slots[slot] = list(stored.items[:length])
+        self._clock.now += self._costs.copied_token * length
         self._check_memory()
 
     def release(self, slot: int, *, is_faulty: bool = False) -> None:
@@ -214,18 +219,22 @@ class FakeSlots:
 
 def next_logits(items: Sequence[Item]) -> NDArray[np.float32]:
     """What the model says after these tokens: float32 [VOCAB], other for every content."""
-    if _overflows(items):
+    values = {value for value, _ in items}
+    if _overflow(values, len(items)):
         return np.full(VOCAB, np.nan, np.float32)
-    generator = np.random.default_rng(zlib.crc32(repr(items).encode()))
+    generator = np.random.default_rng(hash(tuple(items)) % (1 << 32))
     logits = generator.normal(0.0, 3.0, VOCAB).astype(np.float32)
-    if NEVER_ENDS in {value for value, _ in items}:
+    if NEVER_ENDS in values:
         logits[EOS] = -100.0
     return logits
 
 
+def _overflow(values: set[float], length: int) -> bool:
+    return POISON in values or (LATE_POISON in values and length > LATE_LENGTH)
+
+
 def _overflows(items: Sequence[Item]) -> bool:
-    values = {value for value, _ in items}
-    return POISON in values or (LATE_POISON in values and len(items) > LATE_LENGTH)
+    return _overflow({value for value, _ in items}, len(items))
 
 
 def _check(is_right: bool, message: str) -> None:

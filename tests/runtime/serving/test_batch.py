@@ -67,6 +67,14 @@ def test_a_newcomer_whose_prompt_runs_while_others_end_is_moved_once(
     assert running.tokens(2) == late.alone().token_ids
 
 
+def test_rows_that_end_together_are_not_moved_about(sample_manifest: Manifest) -> None:
+    running = Running(sample_manifest, num_slots=4, prefill_tokens=99, prefix_bytes=0)
+    for ticket, limit in enumerate((3, 9, 3, 3)):
+        running.batch.submit(FakeRequest(endless(4, ticket), (), limit).sequence(ticket))
+    running.finish()
+    assert [slots for name, slots in running.slots.calls if name == "move"] == [(1, 0)]
+
+
 def test_cancelling_frees_at_once_wherever_a_request_is(sample_manifest: Manifest) -> None:
     running = Running(sample_manifest, num_slots=2, prefill_tokens=4, prefix_bytes=0)
     lengths = (4, 4, 40, 4)  # decodes, decodes and stays, prompt is running, waits
@@ -126,6 +134,20 @@ def test_nobody_passes_the_head_of_the_queue_because_he_is_smaller(
     assert places(running) == (1, 2)
     running.finish()
     assert running.order == [0, 1, 2]
+
+
+def test_what_is_let_in_can_grow_to_its_end_beside_what_is_longer(
+    sample_manifest: Manifest,
+) -> None:
+    """Each row takes as much as the longest one will."""
+    running = Running(sample_manifest, cache_tokens=60, prefix_bytes=0)
+    running.batch.submit(FakeRequest(endless(10), (), 25).sequence(0))
+    running.batch.submit(FakeRequest(endless(4, 3), (), 4).sequence(1))
+    running.step()
+    assert places(running) == (1, 1)
+    running.finish()
+    assert len(running.tokens(0)) == 25
+    assert len(running.tokens(1)) == 4
 
 
 def test_smaller_priorities_come_first(sample_manifest: Manifest) -> None:

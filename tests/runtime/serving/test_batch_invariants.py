@@ -27,8 +27,8 @@ from vlmport.runtime.sampling import SamplingOptions
 from vlmport.runtime.serving.sequence import Sequence
 
 CALLS = ("prefill", "step", "move", "copy", "load", "save", "release")
-NUM_SLOTS, CACHE_TOKENS, PREFIX_BYTES = 4, 220, 900
-COSTS = Costs(call=0.004, prompt_token=0.0005, step=0.03)
+NUM_SLOTS, CACHE_TOKENS, PREFIX_BYTES = 4, 150, 900  # three of the longest fit, not four
+COSTS = Costs(call=0.004, prompt_token=0.0005, step=0.03, copied_token=0.001)
 BEGINNINGS = (
     prompt(3),
     prompt(19),
@@ -208,10 +208,20 @@ class BatchMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("sees_whole_prompt", [False, True])
 def test_invariants(sample_manifest: Manifest, sees_whole_prompt: bool) -> None:
+    check_invariants(sample_manifest, sees_whole_prompt, examples=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sees_whole_prompt", [False, True])
+def test_invariants_at_length(sample_manifest: Manifest, sees_whole_prompt: bool) -> None:
+    check_invariants(sample_manifest, sees_whole_prompt, examples=1500)
+
+
+def check_invariants(manifest: Manifest, sees_whole_prompt: bool, examples: int) -> None:
     attributes: dict[str, Any] = {
-        "manifest": sample_manifest,
+        "manifest": manifest,
         "sees_whole_prompt": sees_whole_prompt,
     }
     machine: type[BatchMachine] = type("Machine", (BatchMachine,), attributes)
-    budget = settings(max_examples=80, stateful_step_count=40, deadline=None)
+    budget = settings(max_examples=examples, stateful_step_count=40, deadline=None)
     run_state_machine_as_test(machine, settings=budget)

@@ -13,11 +13,11 @@ from vlmport.runtime.serving.pacing import PrefillPacing
 def measured(step: float, piece: float, tokens: int) -> tuple[PrefillPacing, FakeClock]:
     clock = FakeClock()
     pacing = PrefillPacing(None, clock)
-    pacing.begin_round()
+    pacing.begin_round(is_decoding=False)
     for _ in range(20):
         pacing.prefilled(tokens, piece)
         pacing.stepped(step)
-    pacing.begin_round()
+    pacing.begin_round(is_decoding=False)
     return pacing, clock
 
 
@@ -44,15 +44,26 @@ def test_what_has_run_in_a_round_is_taken_off() -> None:
     clock.now += 0.03
     pacing.prefilled(64, 0.03)
     assert pacing.room(is_decoding=True) == 0
-    pacing.begin_round()
+    pacing.begin_round(is_decoding=False)
     assert pacing.room(is_decoding=True) == 128
+
+
+def test_what_is_done_after_a_step_is_taken_off() -> None:
+    """Rows that end are stored, and tokens are told: the others wait for that, too."""
+    pacing, clock = measured(0.06, 0.03, 64)
+    pacing.stepped(0.06)
+    clock.now += 0.0299
+    pacing.begin_round(is_decoding=True)
+    assert pacing.room(is_decoding=True) == 64
+    clock.now += 1.0
+    assert pacing.room(is_decoding=True) == 16
 
 
 def test_short_pieces_do_not_tell_what_a_token_takes() -> None:
     pacing, _ = measured(0.06, 0.03, 64)
     for _ in range(50):
         pacing.prefilled(1, 0.02)
-    pacing.begin_round()
+    pacing.begin_round(is_decoding=False)
     assert pacing.room(is_decoding=True) == 128
 
 
@@ -68,7 +79,7 @@ def test_one_slow_step_does_not_make_the_next_prefill_as_long() -> None:
 def test_a_fixed_number_of_tokens_is_kept_to() -> None:
     pacing = PrefillPacing(40, FakeClock())
     for is_decoding in (False, True):
-        pacing.begin_round()
+        pacing.begin_round(is_decoding=False)
         assert pacing.room(is_decoding=is_decoding) == 40
         pacing.prefilled(39, 1.0)
         assert pacing.room(is_decoding=is_decoding) == 1
@@ -80,7 +91,9 @@ def test_a_clock_that_does_not_tick_stops_nothing() -> None:
 
 
 COSTS = (
-    Costs(call=0.004, prompt_token=0.0005, step=0.030),  # about a decoder of 12 layers x 768
+    Costs(
+        call=0.004, prompt_token=0.0005, step=0.030, copied_token=0.00003
+    ),  # about a decoder of 12 layers x 768
     Costs(call=0.0, prompt_token=0.001, step=0.010),
     Costs(call=0.008, prompt_token=0.0001, step=0.012),
 )
@@ -91,12 +104,17 @@ def test_running_answers_go_on_while_long_prompts_arrive(
     sample_manifest: Manifest, costs: Costs
 ) -> None:
     """The 99th percentile of the time between two tokens is at most three times the median."""
-    running = Running(sample_manifest, num_slots=8, cache_tokens=100_000, costs=costs)
+    running = Running(
+        sample_manifest, num_slots=8, cache_tokens=100_000, costs=costs, prefix_bytes=10**6
+    )
     generator = np.random.default_rng(3)
     times: dict[int, list[float]] = {}
+    shared = generator.integers(1, 20, 700).astype(float)
     lengths = [2000 if ticket % 3 == 0 else 30 for ticket in range(24)]
     for ticket, length in enumerate(lengths):
-        tokens = (NEVER_ENDS, *generator.integers(1, 20, length).astype(float))
+        own = generator.integers(1, 20, length).astype(float)
+        # Some begin with what others have run: that is copied, which takes time, too.
+        tokens = (NEVER_ENDS, *(shared if ticket % 4 == 1 else ()), *own)
         running.batch.submit(FakeRequest(tokens, (), 150).sequence(ticket))
         for _ in range(30):
             for event in running.batch.step():
