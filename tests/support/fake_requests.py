@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from vlmport.errors import VlmportError
 from vlmport.runtime.generate import Row
-from vlmport.runtime.host_prompt import HostEmbeddings
+from vlmport.runtime.host_prompt import HostRows
 from vlmport.runtime.prompt import EncodedPrompt
 from vlmport.runtime.sampling import SamplingOptions, TokenSampler
 from vlmport.runtime.serving.prefix_key import PrefixKey
@@ -69,7 +69,7 @@ class FakeRequest:
         sampler.start(ids)
         return Row(
             prompt=EncodedPrompt("", ids, np.array(self.tokens) < 0, len(self.images)),
-            inputs_embeds=HostEmbeddings(np.array(self.values())[:, None]),
+            inputs_embeds=HostRows(np.array(self.values())[:, None]),
             sampler=sampler,
             stream=TextStream(_TOKENIZER, (self.stop,) if self.stop else ()),
             max_new_tokens=self.max_new_tokens,
