@@ -161,9 +161,8 @@ def test_an_image_model_that_is_not_there_is_the_request_s_error(
     request = dataclasses.replace(family.requests[0], images=(picture.getvalue(),))
     server.unload(f"{family.name}_projector")
     try:
-        with pytest.raises(ServerError, match=f"model {family.name}_projector: ") as caught:
+        with pytest.raises(ServerError, match=f"model {family.name}_projector: "):
             ask(server.grpc, request, model=f"{family.name}_bls")
-        assert caught.value.kind == "INTERNAL"
     finally:
         server.load(f"{family.name}_projector")
     expected = family.model.generate_batch([request])[0]
