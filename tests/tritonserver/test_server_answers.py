@@ -15,7 +15,7 @@ from support.triton_cases import Expected, Family
 from triton_server import TritonServer
 
 from vlmport.api.client import ask
-from vlmport.api.client_wire import wire_request
+from vlmport.api.client_wire import AnswerPart, wire_request
 from vlmport.errors import ServerError
 from vlmport.runtime import Request
 
@@ -131,7 +131,7 @@ def test_usage_and_regions_come_with_the_answer(server: TritonServer, family: Fa
 
 def test_a_stream_comes_piece_by_piece(server: TritonServer, family: Family) -> None:
     request, expected = family.requests[3], family.expected[3]
-    parts = []
+    parts: list[AnswerPart] = []
     ask(server.grpc, request, model=family.name, on_part=parts.append)
     assert [len(part.token_ids) for part in parts[:-1]] == [1] * len(expected.token_ids)
     assert "".join(part.text for part in parts) == expected.text
