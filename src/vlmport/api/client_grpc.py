@@ -67,9 +67,9 @@ class GrpcConnection:
 
     async def stream(self, model: str, request: WireRequest) -> AsyncGenerator[AnswerPart]:
         """See `Connection.stream`."""
-        # Without the header "triton_grpc_error", by which an error would tell its code: Triton 2.51
-        # crashes where a connection ends at once after such an error (in ModelStreamInferHandler,
-        # after some 900 of them; none of 6100 without it did harm).
+        # Without the header "triton_grpc_error", by which an error would tell its code: with it
+        # Triton 2.51 crashed twice in 20,000 requests, in ModelStreamInferHandler, and once stood
+        # still; without it never in 60,000.
         call = self._client.stream_infer(_one(_arguments(model, request)))
         try:
             async with self._errors():
