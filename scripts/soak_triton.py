@@ -151,18 +151,18 @@ def mixed_questions() -> list[Request]:
     """The questions of examples/questions, with options in turn."""
     folder = Path(__file__).resolve().parents[1] / "examples" / "questions"
     lines = (folder / "heldout.jsonl").read_text().splitlines()
-    options = itertools.cycle(
+    kinds = itertools.cycle(
         [
-            {},
-            {"sampling": SamplingOptions(temperature=6.0, seed=3), "max_new_tokens": 200},
-            {"stop_strings": ("e",)},
-            {"sampling": SamplingOptions(temperature=6.0), "max_new_tokens": 60},
+            Request(""),
+            Request("", sampling=SamplingOptions(temperature=6.0, seed=3), max_new_tokens=200),
+            Request("", stop_strings=("e",)),
+            Request("", sampling=SamplingOptions(temperature=6.0), max_new_tokens=60),
         ]
     )
     rows = [json.loads(line) for line in lines]
     return [
-        dataclasses.replace(Request(row["text"], images=(folder / row["image"],)), **more)
-        for row, more in zip(rows, options, strict=False)
+        dataclasses.replace(kind, prompt=row["text"], images=(folder / row["image"],))
+        for row, kind in zip(rows, kinds, strict=False)
     ]
 
 

@@ -66,7 +66,7 @@ class Answering:
         self._loop.call_soon_threadsafe(self._stop)
         self._thread.join()
         self._service.close()
-        self._metrics.update(self._service.statistics())
+        self._metrics.close()
 
     def _run(self) -> None:
         watching = [

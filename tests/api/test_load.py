@@ -240,7 +240,7 @@ def test_refusals_under_load_are_counted() -> None:
     with triton.grpc() as url:
         options = LoadOptions(url, (Request(prompt="one"),), clients=(1,), count=4, warm_up=0)
         [point] = load(options, SilentProgress()).points
-    assert (point.figures.completed, point.figures.errors) == (2, {"UNAVAILABLE": 2})
+    assert (point.figures.completed, point.figures.errors) == (2, {"UNKNOWN": 2})
 
 
 def test_a_server_that_is_not_there_ends_a_load_test_at_once() -> None:

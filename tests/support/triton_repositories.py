@@ -63,6 +63,6 @@ def set_parameters(config: Path, parameters: Mapping[str, object]) -> None:
     for key, value in parameters.items():
         entry = f'parameters {{\n  key: "{key}"\n  value {{ string_value: "{value}" }}\n}}\n'
         pattern = rf'parameters {{\n  key: "{key}"\n  value {{.*}}\n}}\n'
-        text, found = re.subn(pattern, lambda _, entry=entry: entry, text)
+        text, found = re.subn(pattern, entry.replace("\\", r"\\"), text)
         text += "" if found else entry
     config.write_text(text)

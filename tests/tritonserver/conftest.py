@@ -45,7 +45,8 @@ def family(request: pytest.FixtureRequest, server: TritonServer, folder: Path) -
     ensembles = [f"{name}_features"]  # after the models that they are made of
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(server.load, [*set(models).difference(ensembles), twin_of(name)]))
-    server.load(*ensembles)
+    for ensemble in ensembles:
+        server.load(ensemble)
     model = VisionLanguageModel.load(bundle, threads=1, verify=False)
     requests = mixed_requests(name)
     return Family(name, model, requests, [expected_of(model, one) for one in requests])

@@ -13,8 +13,6 @@ from support.triton_repositories import endless_bundle, python_repository
 from support.triton_streams import GrpcCall, HttpStream, Stream
 from triton_server import TritonServer, triton_server
 
-from vlmport.api.client import ask
-from vlmport.errors import ServerError
 from vlmport.runtime import Request, VisionLanguageModel
 
 # `tight` has two slots and two places in its queue; `steady` is its neighbour.
@@ -167,17 +165,6 @@ def test_what_cannot_be_answered_is_refused_with_our_words(
     assert words in told["error"]
 
 
-def test_errors_have_tritons_codes_by_grpc(faulty: TritonServer) -> None:
-    def kind_of(request: Request, timeout_s: float | None = None) -> str:
-        with pytest.raises(ServerError) as caught:
-            ask(faulty.grpc, request, model=TIGHT, timeout_s=timeout_s)
-        return caught.value.kind
-
-    assert kind_of(Request(PROMPT, images=(b"\x89PNG no picture",))) == "INVALID_ARGUMENT"
-    assert kind_of(Request("shape " * 20000)) == "INVALID_ARGUMENT"
-    assert kind_of(request_of(ENDLESSLY), timeout_s=0.2) in ("UNAVAILABLE", "TIMEOUT")
-
-
 def test_a_full_queue_refuses_the_next_request_and_keeps_the_others(
     faulty: TritonServer, answer: tuple[int, ...]
 ) -> None:
@@ -190,9 +177,7 @@ def test_a_full_queue_refuses_the_next_request_and_keeps_the_others(
     # The endpoint gives every error of a model this status (Triton 2.51).
     assert status == 400
     assert "queue: found 4 requests" in told["error"]
-    refusal = Stream(faulty, TIGHT, request_of(4)).ended().error
-    assert "queue: found 4 requests" in refusal
-    assert "UNAVAILABLE" in refusal
+    assert "queue: found 4 requests" in Stream(faulty, TIGHT, request_of(4)).ended().error
     faulty.wait_for_metric("vlmport_refused_requests", TIGHT, refused + 2)
     for stream in running:
         assert_goes_on(stream, answer)

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GrpcConnection"]
 
-# Without it an error comes as text alone. With it the stream ends with gRPC's own status, since
-# Triton 24.08; each request has a stream of its own here, so that nobody else's is ended.
-_HEADERS = {"triton_grpc_error": "true"}
 _STATUS_PREFIX = "StatusCode."
 
 
@@ -70,7 +67,10 @@ class GrpcConnection:
 
     async def stream(self, model: str, request: WireRequest) -> AsyncGenerator[AnswerPart]:
         """See `Connection.stream`."""
-        call = self._client.stream_infer(_one(_arguments(model, request)), headers=_HEADERS)
+        # Without the header "triton_grpc_error", by which an error would tell its code: with it
+        # Triton 2.51 crashed twice in 20,000 requests, in ModelStreamInferHandler, and once stood
+        # still; without it never in 60,000.
+        call = self._client.stream_infer(_one(_arguments(model, request)))
         try:
             async with self._errors():
                 async for result, error in call:
