@@ -341,8 +341,9 @@ class ContinuousBatch:
             if not active.is_ended:
                 self._report_error(active, _told(error))
         try:
-            for active in actives:
-                self._decoding.release(active.slot, is_faulty=True)
+            # All of them: a call that failed may have begun to fill one that nobody has yet.
+            for slot in range(self._decoding.num_slots):
+                self._decoding.release(slot, is_faulty=True)
         except Exception as second:
             _log.exception("the backend cannot be used any more; the service is closed")
             for sequence in self._waiting:

@@ -262,6 +262,16 @@ def test_what_the_backend_raises_ends_those_under_way_and_the_next_are_answered(
     assert running.slots.occupied == []
 
 
+def test_after_a_fault_every_slot_is_emptied(sample_manifest: Manifest) -> None:
+    running = Running(sample_manifest, num_slots=3)
+    running.slots.failing = {"step": 1}
+    running.batch.submit(FakeRequest(endless(4), (), 30).sequence(0))
+    running.finish()
+    assert "step failed" in str(running.error(0))
+    released = [slots for name, slots in running.slots.calls if name == "release"]
+    assert released == [(0,), (1,), (2,)]
+
+
 def test_a_backend_that_is_broken_closes_the_batch_and_nobody_is_forgotten(
     sample_manifest: Manifest,
 ) -> None:
