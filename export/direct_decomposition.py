@@ -68,8 +68,8 @@ def decompose_directly(
 
     Returns:
         Whether that was all: False if an operator is left that has to be decomposed, or is
-        composite and not known here; and if any writes into its input, since a view is not
-        replaced by a copy then.
+        composite and not known here. False, too, with nothing replaced, where one writes into its
+        input: that may be a view, in whose place there would be a copy.
     """
     if any(map(_writes, module.graph.nodes)):
         return False

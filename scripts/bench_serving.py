@@ -154,7 +154,8 @@ def _second_question_section(
     model: VisionLanguageModel, inputs: _Inputs, rounds: int
 ) -> dict[str, object]:
     """Time to first token of two questions about one picture, one after the other."""
-    first, second = [], []
+    first: list[float] = []
+    second: list[float] = []
     with GenerationService(model, ServingOptions(cache_tokens=_CACHE_TOKENS)) as service:
         for _ in range(rounds):
             picture = inputs.picture()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LARGEST_PIECE", "PrefillPacing"]
+__all__ = ["PrefillPacing"]
 
 # Few different lengths: an arena of memory keeps blocks for each that it has seen.
 _SIZES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-SMALLEST_PIECE, LARGEST_PIECE = _SIZES[0], _SIZES[-1]
+_SMALLEST_PIECE, _LARGEST_PIECE = _SIZES[0], _SIZES[-1]
 _FIRST_PIECE = 64  # while nothing is measured
 _WEIGHT = 0.25  # of the newest measurement in a moving average
 # A measurement counts as this many times the average at most: the machine sometimes stops for a
@@ -58,18 +58,18 @@ class PrefillPacing:
         """
         if self._fixed is not None:
             return self._fixed - self._round_tokens
-        room = LARGEST_PIECE - self._round_tokens
+        room = _LARGEST_PIECE - self._round_tokens
         if not is_decoding:
             return room
         # The first piece runs in any case, so that prompts always get on.
-        least = 0 if self._round_tokens else SMALLEST_PIECE
+        least = 0 if self._round_tokens else _SMALLEST_PIECE
         wanted = min(room, self._affordable())
         return max((size for size in _SIZES if size <= wanted), default=least)
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """Takes note of a piece that ran."""
         self._round_tokens += tokens
-        if tokens < SMALLEST_PIECE:
+        if tokens < _SMALLEST_PIECE:
             return  # its time says what a call costs, not what a token does
         if self._piece_seconds is None:
             self._piece_tokens, self._piece_seconds = float(tokens), seconds

@@ -201,13 +201,14 @@ class ServingWorker:
 
     def _refuse_if_broken(self) -> None:
         """Takes nothing more if the batch has closed itself, rather than to prepare it in vain."""
+        if not self._batch.is_closed:
+            return
+        msg = (
+            "service: its backend cannot be used any more, and those whom it answered were told "
+            "why; open another one, and report it if that happens again"
+        )
         with self._changed:
-            if self._batch.is_closed and self._refusal is None:
-                msg = (
-                    "service: its backend cannot be used any more, and those whom it answered were "
-                    "told why; open another one, and report it if that happens again"
-                )
-                self._refusal = VlmportError(msg)
+            self._refusal = self._refusal or VlmportError(msg)
 
     def _has_work(self) -> bool:
         has_news = self._refusal is not None or self._queued or self._cancelled

@@ -144,7 +144,8 @@ def test_a_backend_that_is_broken_closes_the_service(
     for answer in answers:
         with pytest.raises(VlmportError, match=r"the device is gone|cannot be used any more"):
             answer.result()
-    wait_until(lambda: model.slots.is_closed)
+    service._worker._thread.join(20)
+    assert model.slots.is_closed
     monkeypatch.setattr(model, "prepare_row", fail)
     with pytest.raises(VlmportError, match=r"^service: its backend cannot be used any more"):
         service.submit(QUESTION)
