@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,14 @@ from vlmport.contract import MASK_DECODER
 from vlmport.errors import BundleError, InputError
 from vlmport.machine.requirements import require_backend
 from vlmport.manifest import load_manifest, verify_files
+from vlmport.runtime.answer_regions import with_regions
 from vlmport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from vlmport.runtime.backends.opening import open_backend
-from vlmport.runtime.coordinate_regions import read_coordinates
-from vlmport.runtime.generate import decode_rows
+from vlmport.runtime.generate import decode_rows, make_row
 from vlmport.runtime.image_file import load_image
-from vlmport.runtime.masks import with_masks
-from vlmport.runtime.preparation import chat_of, check_features, prepare_image_of, prepare_row
+from vlmport.runtime.preparation import RequestImage, chat_of, check_features, check_prompt
 from vlmport.runtime.preprocessing import prepare_image
 from vlmport.runtime.prompt import PromptEncoder
-from vlmport.runtime.regions import read_regions
 from vlmport.runtime.request import Request
 from vlmport.runtime.sampling import SamplingOptions
 
@@ -354,27 +353,44 @@ class VisionLanguageModel:
         """
         return self._backend.start_slots(num_slots, cache_tokens)
 
+    def prepare_row(
+        self,
+        request: Request,
+        messages: tuple[Message, ...],
+        images: Sequence[RequestImage],
+        started: float,
+    ) -> Row:
+        """Tokenizes and embeds a request.
+
+        Args:
+            request: says how tokens are chosen and when the answer ends.
+            messages: its chat, of `chat_of`.
+            images: one for each of its pictures; asked for features if the prompt can be used.
+            started: time.perf_counter() of the request.
+
+        Raises:
+            InputError: if the prompt cannot be used.
+        """
+        prompt = self.encode(messages, [image.layout for image in images])
+        check_prompt(prompt, self.manifest)
+        # One image at a time: the result of an image does not depend on its neighbours.
+        embeds = self.embed_prompt(prompt, [image.features() for image in images])
+        sizes = tuple(image.size for image in images)
+        return make_row(request, prompt, embeds, self.manifest, self.tokenizer, started, sizes)
+
     def result_of(self, row: Row) -> GenerationResult:
         """The whole answer of a row that has ended, with the regions that it names."""
-        result = row.result(self._backend.name)
-        form = self.manifest.answers
-        if form.kind == "text":
-            return result
-        if form.kind == "coordinate_tokens":
-            reading = read_coordinates(
-                result.token_ids, self.tokenizer, self.manifest, row.image_sizes
-            )
-            return replace(result, regions=reading.regions, faults=reading.faults)
-        reading = read_regions(result.token_ids, self.tokenizer, form, row.image_sizes)
-        regions = reading.regions
-        if regions and self.manifest.has_graph(MASK_DECODER):
-            regions = with_masks(regions, row.image_sizes[0], self._decode_masks)
-        return replace(result, regions=regions, faults=reading.faults)
+        result, sizes = row.result(self._backend.name), row.image_sizes
+        return with_regions(result, self.tokenizer, self.manifest, sizes, self._decode_masks)
 
     def _row(self, request: Request, started: float) -> Row:
         messages = chat_of(request, self.manifest)
-        images = [prepare_image_of(self, image) for image in request.images]
-        return prepare_row(self, request, messages, images, started)
+        prepared = [self.prepare(image) for image in request.images]
+        images = [
+            RequestImage(image.layout, image.size, partial(self.encode_image, image))
+            for image in prepared
+        ]
+        return self.prepare_row(request, messages, images, started)
 
     def _decode_masks(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
         return self.run(MASK_DECODER, {"codes": codes})["mask"]

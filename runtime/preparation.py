@@ -1,4 +1,4 @@
-"""Turns a request into a row that can be decoded: pictures encoded, prompt tokenized, embedded."""
+"""What is checked and kept of a request while it is prepared."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmport.errors import InputError, VlmportError
-from vlmport.runtime.generate import check_length, make_row
+from vlmport.runtime.generate import check_length
 from vlmport.runtime.messages import count_images, messages_from_prompt
 from vlmport.runtime.prompt import num_image_tokens
 
 if TYPE_CHECKING:
-    from vlmport.contract import Manifest, ModelDimensions
+    from vlmport.contract import Manifest
     from vlmport.runtime.backends.base import ImageFeatures
-    from vlmport.runtime.generate import Row
-    from vlmport.runtime.image_file import ImageSource
     from vlmport.runtime.messages import Message
-    from vlmport.runtime.model import VisionLanguageModel
     from vlmport.runtime.preprocessing.prepared import ImageLayout, PreparedImage
+    from vlmport.runtime.prompt import EncodedPrompt
     from vlmport.runtime.request import Request
 
 __all__ = [
@@ -30,8 +28,7 @@ __all__ = [
     "RequestImage",
     "chat_of",
     "check_features",
-    "prepare_image_of",
-    "prepare_row",
+    "check_prompt",
 ]
 
 # Tiles of one picture, each as inputs of the image graphs by name -> the picture's features
@@ -83,45 +80,15 @@ def chat_of(request: Request, manifest: Manifest) -> tuple[Message, ...]:
     return messages
 
 
-def prepare_image_of(model: VisionLanguageModel, source: ImageSource) -> RequestImage:
-    """Decodes and preprocesses a picture, whose image graphs run when its features are asked for.
+def check_prompt(prompt: EncodedPrompt, manifest: Manifest) -> None:
+    """Checks that a prompt leaves room for an answer, and warns if its end was cut off.
 
     Raises:
-        InputError: if it cannot be used.
+        InputError: if it leaves none.
     """
-    image = model.prepare(source)
-    return RequestImage(image.layout, image.size, lambda: model.encode_image(image))
-
-
-def prepare_row(
-    model: VisionLanguageModel,
-    request: Request,
-    messages: tuple[Message, ...],
-    images: Sequence[RequestImage],
-    started: float,
-) -> Row:
-    """Tokenizes and embeds a request.
-
-    Args:
-        model: answers it.
-        request: says how tokens are chosen and when the answer ends.
-        messages: of `chat_of`.
-        images: one for each of the request's; asked for features only if the prompt can be used.
-        started: time.perf_counter() of the request.
-
-    Raises:
-        InputError: if the prompt cannot be used.
-    """
-    manifest = model.manifest
-    prompt = model.encode(messages, [image.layout for image in images])
     check_length(prompt, manifest.dimensions.max_length)
     if prompt.num_cut:
         _log.warning(_CUT, prompt.num_cut, len(prompt.input_ids))
-    # One image at a time: the result of an image does not depend on its neighbours.
-    features = [image.features() for image in images]
-    embeds = model.embed_prompt(prompt, features)
-    sizes = tuple(image.size for image in images)
-    return make_row(request, prompt, embeds, manifest, model.tokenizer, started, sizes)
 
 
 def check_features(
@@ -132,9 +99,8 @@ def check_features(
     Raises:
         VlmportError: if it is of another shape than the prompt has places for.
     """
-    dimensions: ModelDimensions = manifest.dimensions
     tokens = num_image_tokens(manifest.prompt.image_tokens, image.layout)
-    expected = (tokens, dimensions.hidden_size)
+    expected = (tokens, manifest.dimensions.hidden_size)
     if features.shape != expected:
         msg = (
             f"image features: found {list(features.shape)} from what computes them elsewhere; "

@@ -100,21 +100,21 @@ class SlotArena:
         for [giving], [taking] in pairs:
             taking[:, :length] = giving[:, :length]
 
-    def save(self, row: int, length: int) -> HostStoredTokens:
-        """Copies the first tokens of a row."""
+    def save(self, slot: int, length: int) -> HostStoredTokens:
+        """Copies the first tokens of a slot."""
         return HostStoredTokens(
-            np.stack([array[0, :, :length] for array in self.rows(row, row + 1)])
+            np.stack([array[0, :, :length] for array in self.rows(slot, slot + 1)])
         )
 
-    def load(self, row: int, stored: StoredTokens, length: int) -> None:
-        """Overwrites the first tokens of a row."""
+    def load(self, slot: int, stored: StoredTokens, length: int) -> None:
+        """Overwrites the first tokens of a slot."""
         assert isinstance(stored, HostStoredTokens)  # from a backend of this kind
-        for array, content in zip(self.rows(row, row + 1), stored.content, strict=True):
+        for array, content in zip(self.rows(slot, slot + 1), stored.content, strict=True):
             array[0, :, :length] = content[:, :length]
 
-    def clear(self, row: int) -> None:
-        """Overwrites a whole row by zeros."""
-        for array in self.rows(row, row + 1):
+    def clear(self, slot: int) -> None:
+        """Overwrites a whole slot by zeros."""
+        for array in self.rows(slot, slot + 1):
             array.fill(0)
 
     def close(self) -> None:

@@ -22,6 +22,13 @@ def test_the_runtime_imports_none_of_the_export_tools() -> None:
     assert loaded_by("import vlmport.runtime", EXPORT_TOOLS) == []
 
 
+def test_the_service_is_imported_when_it_is_asked_for() -> None:
+    service = ("asyncio", "vlmport.runtime.serving.service")
+    assert loaded_by("import vlmport.runtime", service) == []
+    assert loaded_by("from vlmport.runtime import GenerationService", service) == [*service]
+    assert loaded_by("from vlmport.runtime import *", service) == [*service]
+
+
 @pytest.mark.parametrize("module", ["vlmport", "vlmport.cli.main", "vlmport.manifest"])
 def test_light_modules_stay_light(module: str) -> None:
     heavy = (*EXPORT_TOOLS, "onnxruntime", "numpy", "PIL")

@@ -27,6 +27,8 @@ PAGES = (
     "docs/onnxruntime-gpu.md",
     "docs/serving.md",
     "docs/token-selection.md",
+    "docs/cache-slots.md",
+    "docs/continuous-batching.md",
     "docs/measurements/engines.md",
     "docs/measurements/gpu.md",
     "docs/measurements/precision.md",

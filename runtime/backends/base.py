@@ -300,9 +300,10 @@ class Backend(Protocol):
         Args:
             num_slots: sequences that it holds at most.
             cache_tokens: tokens that all slots hold together at most; a slot takes as many as the
-                longest sequence that is there with it.
+                longest sequence that is there with it. On a device a slot's share is fixed: an
+                equal part of them, or with TensorRT the max_length of its engines, which must fit.
 
         Raises:
-            InputError: if the backend cannot hold as many.
+            InputError: if the backend cannot hold as many, or a slot's fixed share does not fit.
         """
         ...

@@ -33,9 +33,9 @@ __all__ = ["DeviceSlots"]
 class DeviceSlots(CacheSlots):
     """Slots of equal and fixed capacity: `cache_tokens` are shared out at the beginning.
 
-    Values that stay where they are is what CUDA graphs need, and a GPU's attention does not work
-    over what is not valid. ONNX Runtime's Python API cannot copy a part of a value, so that rows
-    are copied by the CUDA runtime.
+    Values that stay where they are is what CUDA graphs need. The CUDA provider's attention works
+    over the whole capacity, so that a cache should be no larger than the answers need. ONNX
+    Runtime's Python API cannot copy a part of a value; rows are copied by the CUDA runtime.
 
     Args:
         embed: session of the graph embed_tokens.

@@ -105,7 +105,7 @@ class TensorRTSlots(CacheSlots):
         with self._running.lock:
             for piece in pieces:
                 logits, size = self._prompts.queue([prompt], piece, cache)
-            self._running.stream.copy_out(self._pinned.address, logits, size)
+                self._running.stream.copy_out(self._pinned.address, logits, size)
             self._buffers.wait()
             chosen: NDArray[np.float32] = self._pinned["logits"][0].copy()
             return chosen

@@ -82,17 +82,18 @@ class FeatureCache:
                 all who wait for it; nothing is stored then, so that the next one tries again.
         """
         with self._lock:
-            stored, pending = self._entries.get(digest), self._pending.get(digest)
+            stored = self._entries.get(digest)
             if stored is not None:
-                self._entries.move_to_end(digest)
-            if stored is None and pending is None:
-                self._misses += 1
-                mine = self._pending[digest] = Future[EncodedImage]()
-            else:
                 self._hits += 1
-        if stored is not None:
-            return stored
-        return self._encoded(digest, encode, mine) if pending is None else pending.result()
+                self._entries.move_to_end(digest)
+                return stored
+            pending = self._pending.get(digest)
+            is_first = pending is None
+            self._misses += is_first
+            self._hits += not is_first
+            if pending is None:
+                pending = self._pending[digest] = Future[EncodedImage]()
+        return self._encoded(digest, encode, pending) if is_first else pending.result()
 
     def statistics(self) -> FeatureStatistics:
         """What the cache holds and has done."""

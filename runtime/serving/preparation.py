@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlmport.runtime.device.sizes import size_of
 from vlmport.runtime.image_file import image_content
-from vlmport.runtime.preparation import chat_of, prepare_row
+from vlmport.runtime.preparation import chat_of
 from vlmport.runtime.serving.feature_cache import EncodedImage
 from vlmport.runtime.serving.prefix_key import PrefixKey
 
@@ -41,7 +41,8 @@ def prepare_for_batch(
     messages = chat_of(request, model.manifest)
     contents = [image_content(source) for source in request.images]
     images = [cache.get(content.digest, partial(_encoded, model, content)) for content in contents]
-    row = prepare_row(model, request, messages, [image.for_request() for image in images], started)
+    parts = [image.for_request() for image in images]
+    row = model.prepare_row(request, messages, parts, started)
     key = PrefixKey.of_prompt(
         row.prompt.input_ids,
         row.prompt.image_mask,

@@ -54,6 +54,16 @@ def test_kept_tokens_are_those_of_transformers(options: SamplingOptions, seed: i
     np.testing.assert_allclose(values, expected[kept], rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 50, 1024, 9999, 20000])
+@pytest.mark.parametrize("digits", [0, 3, 7])
+def test_of_many_tokens_the_highest_are_kept_with_their_ties(count: int, digits: int) -> None:
+    generator = np.random.default_rng(count + digits)
+    logits = generator.normal(scale=3, size=20000).round(digits).astype(np.float32)
+    kept, _ = filtered_logits(logits, SamplingOptions(temperature=1.0, top_k=count))
+    threshold = np.sort(logits)[-count]
+    np.testing.assert_array_equal(kept, np.flatnonzero(logits >= threshold))
+
+
 def test_repetition_penalty_is_that_of_transformers() -> None:
     prompt, answer = np.array([3, 5, 5, 9]), [11, 3]
     logits = random_logits(0)

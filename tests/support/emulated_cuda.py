@@ -237,10 +237,9 @@ class EmulatedCuda:
         if width > min(target_pitch, source_pitch):
             return (real.cudaError_t.cudaErrorInvalidPitchValue,)
         for row in range(height):
-            answer = self.cudaMemcpyAsync(
-                target + row * target_pitch, source + row * source_pitch, width, kind, stream
-            )
-        return answer
+            giving, taking = source + row * source_pitch, target + row * target_pitch
+            self.cudaMemcpyAsync(taking, giving, width, kind, stream)
+        return (_OK,)
 
     def cudaMemsetAsync(self, target: int, value: int, size: int, stream: Any) -> tuple[Any, ...]:
         def run() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import time
 import zlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from support.fake_slots import EOS, VOCAB, next_logits
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from vlmport.errors import VlmportError
 from vlmport.runtime.generate import Row
-from vlmport.runtime.host_prompt import HostEmbeddings
+from vlmport.runtime.host_prompt import HostRows
 from vlmport.runtime.prompt import EncodedPrompt
 from vlmport.runtime.sampling import SamplingOptions, TokenSampler
 from vlmport.runtime.serving.prefix_key import PrefixKey
@@ -34,6 +34,7 @@ _TOKENIZER.decoder = decoders.Fuse()
 
 def serving_manifest(manifest: Manifest, *, sees_whole_prompt: bool = False) -> Manifest:
     """A manifest of the fake model."""
+    prompt: Literal["causal", "bidirectional"]
     prompt = "bidirectional" if sees_whole_prompt else "causal"
     return replace(
         manifest,
@@ -68,7 +69,7 @@ class FakeRequest:
         sampler.start(ids)
         return Row(
             prompt=EncodedPrompt("", ids, np.array(self.tokens) < 0, len(self.images)),
-            inputs_embeds=HostEmbeddings(np.array(self.values())[:, None]),
+            inputs_embeds=HostRows(np.array(self.values())[:, None]),
             sampler=sampler,
             stream=TextStream(_TOKENIZER, (self.stop,) if self.stop else ()),
             max_new_tokens=self.max_new_tokens,

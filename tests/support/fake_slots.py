@@ -137,7 +137,8 @@ class FakeSlots:
         self._clock.now += self._costs.call + self._costs.prompt_token * (stop - start)
         self._check_memory()
         self._logits[0] = self._next(slot)
-        return self._logits[0]
+        logits: NDArray[np.float32] = self._logits[0]
+        return logits
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         self._called("step", *range(len(token_ids)))

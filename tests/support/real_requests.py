@@ -92,7 +92,7 @@ def mixed_requests(name: str, model: VisionLanguageModel, count: int, seed: int)
     """Questions about real drawings with all kinds of options; pictures and questions recur."""
     generator = np.random.default_rng(seed)
     found = list(itertools.islice(_questions(name, model, count), count))
-    generator.shuffle(found)  # type: ignore[arg-type]
+    generator.shuffle(found)
     return [
         replace(
             request,

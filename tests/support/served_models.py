@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from support.trained import EXAMPLES, exported
 from vlmport.runtime import GenerationResult, Request, VisionLanguageModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["HeldModel", "HeldSlots", "questions", "served_model", "untimed"]
+__all__ = ["HeldModel", "HeldSlots", "questions", "served_model", "untimed", "wait_until"]
 
 
 @functools.cache
@@ -41,6 +44,14 @@ def _request(folder: Path, sample: dict[str, Any]) -> Request:
 def untimed(result: GenerationResult) -> GenerationResult:
     """A result without what differs from run to run."""
     return replace(result, ttft_ms=0.0, tokens_per_second=0.0)
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Waits for what another thread will do."""
+    deadline = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 class HeldSlots:

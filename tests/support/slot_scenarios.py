@@ -193,7 +193,7 @@ class _Trace:
         self.stored: dict[int, StoredTokens] = {}  # by the index of the question
         self.largest = 0.0
         actions = ("begun", "answers", "steps", "pieces", "moved", "copied", "saved", "loaded")
-        self.counts = dict.fromkeys(actions, 0)
+        self.counts: dict[str, int] = dict.fromkeys(actions, 0)
 
     def round(self, *, begins: bool) -> None:
         """Something of everything that a scheduler does between two steps."""

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from vlmport.errors import InputError, VlmportError
-from vlmport.runtime.host_prompt import HostFeatures
+from vlmport.runtime.host_prompt import HostRows
 from vlmport.runtime.preprocessing.prepared import ImageLayout
 from vlmport.runtime.serving.feature_cache import EncodedImage, FeatureCache, FeatureStatistics
 
 
 def image(num_bytes: int) -> EncodedImage:
-    features = HostFeatures(np.zeros((num_bytes // 4, 1), np.float32))
+    features = HostRows(np.zeros((num_bytes // 4, 1), np.float32))
     return EncodedImage(ImageLayout(1, 0, 0), (3, 4), features, num_bytes)
 
 

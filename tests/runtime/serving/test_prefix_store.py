@@ -145,7 +145,7 @@ def position(kept: list[PrefixKey], one: PrefixKey) -> int:
 
 def has_tokens(one: PrefixKey, tokens: object) -> bool:
     assert isinstance(tokens, FakeStored)
-    return [value for value, _ in tokens.items] == one.ids.tolist()
+    return [int(value) for value, _ in tokens.items] == [int(token) for token in one.ids]
 
 
 def matches(one: PrefixKey, asked: PrefixKey, is_whole: bool) -> bool:

@@ -120,7 +120,7 @@ def test_requests_that_come_and_go_are_answered_as_alone(name: str) -> None:
         requests = mixed_requests(name, model, REQUESTS // 2, seed)
         asked = [prepared(model, request) for request in requests]
         alone = [model.generate_batch([request])[0] for request in requests]
-        mean_tokens = np.mean([result.generated_tokens for result in alone])
+        mean_tokens = float(np.mean([result.generated_tokens for result in alone]))
         # Two ways to arrive: others are neighbours, prompts are cut elsewhere, and less is stored.
         crowded = ServingOptions(SLOTS, max_queue=200, prefix_bytes=1 << 22)
         for trace, (options, pause) in enumerate(

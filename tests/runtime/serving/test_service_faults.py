@@ -1,0 +1,160 @@
+"""What callbacks, numbers and workers that fail do to the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.served_models import HeldModel, questions, served_model, wait_until
+
+from vlmport.errors import VlmportError
+from vlmport.runtime import GenerationService, Piece, Request, ServingOptions
+from vlmport.runtime.serving.answer import Answer
+from vlmport.runtime.serving.batch import ContinuousBatch
+
+QUESTION = replace(questions("tinyllava", 1)[0], max_new_tokens=20)
+
+
+@pytest.fixture
+def model() -> HeldModel:
+    return HeldModel.of(served_model("tinyllava"))
+
+
+@pytest.fixture
+def service(model: HeldModel) -> Iterator[GenerationService]:
+    with GenerationService(model, ServingOptions(num_slots=2, max_queue=2)) as opened:
+        yield opened
+        model.slots.let()
+
+
+async def submitted(service: GenerationService, request: Request) -> Answer:
+    return await service.submit_async(request)
+
+
+def whole(model: HeldModel) -> tuple[int, ...]:
+    return model.generate_batch([QUESTION])[0].token_ids
+
+
+def test_a_callback_that_raises_ends_its_request_alone(
+    model: HeldModel, service: GenerationService, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.slots.let()
+    ends: list[Any] = []
+
+    def refuse(piece: Piece) -> None:
+        raise ConnectionError("hung up")
+
+    caplog.set_level(logging.ERROR)
+    answer = service.submit(QUESTION, on_piece=refuse, on_end=lambda *end: ends.append(end))
+    other = service.submit(QUESTION)
+    with pytest.raises(VlmportError, match=r"^on_piece: raised ConnectionError: hung up") as caught:
+        answer.result()
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert other.result().token_ids == whole(model)
+    assert ends == [(None, caught.value)]
+    assert "on_piece raised" in caplog.text
+    assert len(list_of(answer)) == 1
+    wait_until(lambda: service.statistics().free_slots == 2)
+    assert service.statistics().failed == 1
+
+
+def list_of(answer: Answer) -> list[Piece]:
+    pieces: list[Piece] = []
+    with pytest.raises(VlmportError):
+        pieces.extend(answer)
+    return pieces
+
+
+def test_an_end_that_raises_is_logged(
+    model: HeldModel, service: GenerationService, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.slots.let()
+
+    def refuse(*_: object) -> None:
+        raise ConnectionError("hung up")
+
+    caplog.set_level(logging.ERROR)
+    for _ in range(2):
+        assert service.submit(QUESTION, on_end=refuse).result().token_ids == whole(model)
+    service.close()
+    assert caplog.text.count("on_end raised") == 2
+
+
+def test_a_result_that_cannot_be_made_ends_its_request_alone(
+    model: HeldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = model.result_of
+
+    def once(row: Any) -> Any:
+        monkeypatch.setattr(model, "result_of", make)
+        raise ValueError("no mask")
+
+    with GenerationService(model) as service:
+        model.slots.let()
+        service._worker._result_of = once
+        answers = [service.submit(QUESTION), service.submit(QUESTION)]
+        with pytest.raises(VlmportError, match=r"^result: raised ValueError: no mask"):
+            answers[0].result()
+
+
+def test_numbers_that_overflow_end_the_requests_and_the_service_goes_on(
+    model: HeldModel, service: GenerationService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.slots.let()
+    step = model.slots.step
+
+    def overflowed(token_ids: Any) -> Any:
+        monkeypatch.setattr(model.slots, "step", step)
+        return np.full_like(step(token_ids), np.nan)
+
+    monkeypatch.setattr(model.slots, "step", overflowed)
+    with pytest.raises(VlmportError, match="the model's numbers overflowed"):
+        service.submit(QUESTION).result()
+    assert service.submit(QUESTION).result().token_ids == whole(model)
+    assert service.statistics().failed == 1
+
+
+def test_a_worker_that_fails_tells_everybody(
+    model: HeldModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = GenerationService(model, ServingOptions(num_slots=2))
+    answers = [service.submit(QUESTION) for _ in range(3)]
+    assert model.slots.has_stepped.wait(20)
+    reading: list[Any] = []
+
+    def read() -> None:
+        try:
+            reading.extend(answers[0])
+        except VlmportError as error:
+            reading.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+
+    def fail(_: ContinuousBatch) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    caplog.set_level(logging.ERROR)
+    monkeypatch.setattr(ContinuousBatch, "step", fail)
+    model.slots.let()
+    message = r"^service: its worker failed \(RuntimeError: a fault of ours\)"
+    for answer in answers:
+        with pytest.raises(VlmportError, match=message) as caught:
+            answer.result()
+        assert isinstance(caught.value.__cause__, RuntimeError)
+    reader.join(20)
+    assert isinstance(reading[-1], VlmportError)
+    with pytest.raises(VlmportError, match=message):
+        service.submit(QUESTION)
+    with pytest.raises(VlmportError, match=message):
+        asyncio.run(submitted(service, QUESTION))
+    service.close()
+    assert model.slots.is_closed
+    assert service.statistics().failed == 3
+    assert "has failed" in caplog.text
