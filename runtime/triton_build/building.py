@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,12 +139,10 @@ def _digest(
 
 def _built(build: _Build, workspace: Path, tell: Callable[[str], None]) -> EngineSet:
     builder = EngineBuilder(build.bindings, build.step.options, build.target)
-    watch = BuildWatch(lambda _: None, threading.Event())
     engines: list[Engine] = []
     lines: list[str] = []
     for graph in build.step.graphs:
-        profiles = build.profiles[graph.graph]
-        engine, log = builder.build(graph.source(build.home), profiles, workspace, watch)
+        engine, log = _interruptible(builder, build, graph, workspace)
         engines.append(replace(engine, source_sha256=build.digests[graph.graph]))
         lines += [f"{graph.graph}: built in {engine.build_seconds} s", *log]
         tell(f"  {graph.graph}: {engine.size / 1e6:.1f} MB, {engine.build_seconds:.1f} s")
@@ -159,6 +158,22 @@ def _built(build: _Build, workspace: Path, tell: Callable[[str], None]) -> Engin
         engines=tuple(engines),
         tools={"vlmport": vlmport.__version__, backend: version},
     )
+
+
+def _interruptible(
+    builder: EngineBuilder, build: _Build, graph: StepGraph, workspace: Path
+) -> tuple[Engine, list[str]]:
+    """Builds one engine in a thread, so that an interrupt reaches this one and ends the build."""
+    stop = threading.Event()
+    watch = BuildWatch(lambda _: None, stop)
+    source, profiles = graph.source(build.home), build.profiles[graph.graph]
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(builder.build, source, profiles, workspace, watch)
+        try:
+            return future.result()
+        except BaseException:
+            stop.set()
+            raise
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def main(home: Path, arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; None for those of the process.
 
     Returns:
-        0 if engines that run here are there, else 1.
+        0 if engines that run here are there; 1 with a message if not, 130 if it was interrupted.
     """
     parser = argparse.ArgumentParser(
         prog="build_engines.py",
@@ -48,4 +48,6 @@ def main(home: Path, arguments: Sequence[str] | None = None) -> int:
     except VlmportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -180,3 +181,17 @@ def test_refuses_a_damaged_step(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert run_here(tmp_path) == 1
         words = "write the repository again with `vlmport triton --backend tensorrt`"
         assert words in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_no_engines(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(repository("fuyu", "tensorrt"), tmp_path / "repository"))
+    command = [sys.executable, str(folder / "build_engines.py"), "--backend", "tensorrt-rtx"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "building" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert not [*folder.rglob("*.plan")]
+    assert not [*folder.rglob("*.engine")]
+    assert not [*(folder / "vlm/1").glob(".engines*")]
