@@ -7,6 +7,7 @@ import json
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -62,11 +63,11 @@ class HttpConnection:
 
     async def is_ready(self, model: str) -> bool:
         """See `Connection.is_ready`."""
-        return await self._status("GET", f"/v2/models/{model}/ready") == HTTPStatus.OK
+        return await self._status("GET", f"{_path(model)}/ready") == HTTPStatus.OK
 
     async def stream(self, model: str, request: WireRequest) -> AsyncGenerator[AnswerPart]:
         """See `Connection.stream`; the server cancels when the connection is closed."""
-        url = f"{self._where}/v2/models/{model}/generate_stream"
+        url = f"{self._where}{_path(model)}/generate_stream"
         body = _body(request)
         async with (
             self._errors(),
@@ -145,6 +146,10 @@ class HttpConnection:
         except (aiohttp.ClientError, ValueError) as error:
             msg = f"{self._where}: {error or type(error).__name__}"
             raise ServerError(msg, "UNAVAILABLE") from error
+
+
+def _path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
 
 
 def _body(request: WireRequest) -> dict[str, Any]:
