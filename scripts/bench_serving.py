@@ -155,7 +155,8 @@ def _second_question_section(
     model: VisionLanguageModel, inputs: _Inputs, rounds: int
 ) -> dict[str, object]:
     """Time to first token of two questions about one picture, one after the other."""
-    first, second = [], []
+    first: list[float] = []
+    second: list[float] = []
     with GenerationService(model, ServingOptions(cache_tokens=_CACHE_TOKENS)) as service:
         for _ in range(rounds):
             picture = inputs.picture()
@@ -175,7 +176,8 @@ def _scheduler_section(
     model: VisionLanguageModel, inputs: _Inputs, rounds: int
 ) -> dict[str, object]:
     """Time of eight streams on top of the time that their sessions run."""
-    shares, steps = [], []
+    shares: list[float] = []
+    steps: list[float] = []
     with _timed_sessions(model) as sessions, GenerationService(model, _options()) as service:
         for _ in range(rounds):
             time.sleep(SETTLE_SECONDS)
