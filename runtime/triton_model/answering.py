@@ -137,13 +137,25 @@ class Answering:
             for start in range(0, max(1, len(self._live)), _ASKS_A_TURN):
                 await asyncio.sleep(_ASK_SECONDS)
                 for task, responses in list(self._live.items())[start : start + _ASKS_A_TURN]:
-                    if responses.is_cancelled:
+                    if _has_gone(responses):
                         task.cancel()
 
     async def _watch_metrics(self) -> None:
         while True:
-            self._metrics.update(self._service.statistics())
+            try:
+                self._metrics.update(self._service.statistics())
+            except Exception:
+                _log.exception("the metrics cannot be told")
             await asyncio.sleep(_METRICS_SECONDS)
+
+
+def _has_gone(responses: Responses) -> bool:
+    try:
+        return responses.is_cancelled
+    except Exception as error:
+        # The next turn asks again; without it no client would ever be missed any more.
+        _log.warning("Triton does not say whether a client has gone: %s", error)
+        return False
 
 
 def _tell(responses: Responses, error: VlmportError) -> None:
