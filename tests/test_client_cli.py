@@ -181,6 +181,7 @@ def test_a_load_test_takes_a_file_and_names_its_errors(run_cli: RunCli, tmp_path
         ("client", "localhost:1", "--prompt", "a", "--messages", "b.json"),
         ("load", "localhost:1"),
         ("load", "localhost:1", "--prompt", "a", "--requests", "b.jsonl"),
+        ("load", "localhost:1", "--requests", "b.jsonl", "--image", "c.png"),
         ("load", "localhost:1", "--prompt", "a", "--clients", "many"),
         ("load", "localhost:1", "--prompt", "a", "--rate", "1,x"),
     ],
