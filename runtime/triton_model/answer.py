@@ -57,6 +57,8 @@ class TritonPythonModel:
         for incoming in requests:
             responses = Responses(self._backend, incoming.get_response_sender())
             try:
+                # First, so that an empty request, which probes send, is told of it, too.
+                self._answering.check_is_open()
                 call = read_call(incoming)
             except VlmportError as error:
                 responses.error(error)

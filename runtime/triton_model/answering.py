@@ -57,6 +57,10 @@ class Answering:
         self._thread = threading.Thread(target=self._run, name="vlmport-answers", daemon=True)
         self._thread.start()
 
+    def check_is_open(self) -> None:
+        """Raises a VlmportError if nothing can be answered any more."""
+        self._service.check_is_open()
+
     def begin(self, call: Call, responses: Responses) -> None:
         """Takes a request; returns at once. Every request ends with a last response."""
         self._loop.call_soon_threadsafe(self._begin, call, responses)

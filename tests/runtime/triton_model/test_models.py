@@ -21,7 +21,7 @@ from support.fake_python_backend import (
 from support.trained import exported
 
 from vlmport.contract_engines import ENGINES_NAME
-from vlmport.errors import EngineError
+from vlmport.errors import EngineError, VlmportError
 from vlmport.manifest import load_manifest
 from vlmport.runtime import Request, VisionLanguageModel
 from vlmport.runtime.triton_model.answer import TritonPythonModel, _open
@@ -64,9 +64,24 @@ def test_features_come_from_image_models_on_a_gpu() -> None:
     assert features([tile]).shape == (2, 128)
 
 
-def test_a_request_that_cannot_be_read_ends_alone() -> None:
+def model_with(answering: Any) -> TritonPythonModel:
     model = TritonPythonModel()
-    model._backend = FakeBackend
+    model._backend, model._answering = FakeBackend, answering
+    return model
+
+
+def test_an_empty_request_is_told_that_nothing_is_answered_any_more() -> None:
+    def check_is_open() -> None:
+        raise VlmportError("service: its worker failed")
+
+    request = FakeRequest()
+    model_with(SimpleNamespace(check_is_open=check_is_open)).execute([request])
+    error = request.sender.sent[0].error()
+    assert (error.message(), error.code()) == ("service: its worker failed", FakeError.INTERNAL)
+
+
+def test_a_request_that_cannot_be_read_ends_alone() -> None:
+    model = model_with(SimpleNamespace(check_is_open=lambda: None))
     broken = FakeRequest({"text_input": "What?"}, parameters="no JSON")
     empty = FakeRequest()
     model.execute([broken, empty])
