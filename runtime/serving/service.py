@@ -118,6 +118,15 @@ class GenerationService:
                 self._worker.cancel(place.ticket)
             raise
 
+    def check_is_open(self) -> None:
+        """Raises what `submit` raises of every request, if there is such a reason.
+
+        Raises:
+            CancelledError: if the service was closed.
+            VlmportError: if the worker failed, for the reason in the message.
+        """
+        self._worker.check_is_open()
+
     def statistics(self) -> ServingStatistics:
         """What the service does now, and did so far."""
         return statistics_of(self._worker.statistics(), self._features.statistics())

@@ -100,7 +100,7 @@ def ask(
 
     Raises:
         ServerError: if the server is not there, has no such model, or refuses the request.
-        InputError: if the URL, a picture or the priority cannot be used.
+        InputError: if the URL, a picture, the priority or the time cannot be used.
     """
     wire = wire_request(request, priority=priority, timeout_s=timeout_s)
 
@@ -131,7 +131,12 @@ async def connected(
     found = _URL.fullmatch(url)
     scheme = (found["scheme"] or "grpc") if found else ""
     if found is None or scheme not in ("grpc", "http", "https"):
-        msg = f"url: found {url!r}; expected host:port, grpc://host:port or http://host:port"
+        msg = (
+            f"url: found {url!r}; expected host:port, grpc://host:port, http://host:port or "
+            "https://host:port"
+        )
+        if scheme == "grpcs":
+            msg += "; gRPC over TLS is not offered; take the server's HTTP port by https://"
         raise InputError(msg)
     connection: Connection
     if scheme == "grpc":

@@ -98,11 +98,12 @@ class GrpcConnection:
         except grpc.aio.AioRpcError as error:
             raise self._error(error.details() or "no details", error.code().name) from error
         except InferenceServerException as error:
-            status = (error.status() or "UNKNOWN").removeprefix(_STATUS_PREFIX)
+            status = (error.status() or "").removeprefix(_STATUS_PREFIX)
             raise self._error(error.message(), status) from error
 
     def _error(self, message: str, status: str) -> ServerError:
-        return ServerError(f"{self._where}: {message} ({status})", status)
+        words = f" ({status})" if status else ""
+        return ServerError(f"{self._where}: {message}{words}", status or "UNKNOWN")
 
 
 async def _one(arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

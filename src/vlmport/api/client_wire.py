@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -129,11 +130,14 @@ def wire_request(
     Args:
         request: as for a local model.
         priority: smaller is served first.
-        timeout_s: after which the server gives the request up.
+        timeout_s: after which the server gives the request up; None for no limit.
 
     Raises:
-        InputError: if a picture cannot be read.
+        InputError: if a picture cannot be read, or the time is none.
     """
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        msg = f"timeout: found {timeout_s:g} s; expected a number of seconds above 0"
+        raise InputError(msg)
     defaults = SamplingOptions()
     parameters: dict[str, int | float] = {
         field.name: getattr(request.sampling, field.name)
