@@ -173,9 +173,7 @@ class GenerationService:
                 msg = "request: not prepared within its time; allow more, or give smaller pictures"
                 raise DeadlineError(msg)  # noqa: TRY301
             sequence = Sequence(place.ticket, row, key, place.priority, place.deadline)
-            cancel = partial(self._worker.cancel, place.ticket)
-            image_tokens = int(row.prompt.image_mask.sum())
-            answer = Answer(cancel, len(row.prompt.input_ids), image_tokens)
+            answer = Answer(partial(self._worker.cancel, place.ticket))
             self._worker.queue(Job(sequence, answer, on_piece, on_end))
         except BaseException as error:
             kind = type(error) if isinstance(error, VlmportError) else VlmportError

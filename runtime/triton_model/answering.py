@@ -121,13 +121,8 @@ class Answering:
         responses.last(result.text, result.token_ids, result, has_regions=self._has_regions)
 
     async def _stream(self, answer: Answer, responses: Responses) -> None:
-        count = 0
         async for piece in answer:
-            token_ids = [] if piece.token_id is None else [piece.token_id]
-            count += len(token_ids)
-            responses.piece(
-                piece.text, token_ids, (answer.prompt_tokens, answer.image_tokens, count)
-            )
+            responses.piece(piece.text, [] if piece.token_id is None else [piece.token_id])
         responses.last("", [], await answer, has_regions=self._has_regions)
 
     def _reason(self) -> VlmportError:

@@ -158,7 +158,7 @@ def test_another_kind_of_model_is_told(serve: Serve) -> None:
 
     with serve(FakeTriton(script)) as url:
         error = failure(url)
-    assert "no text_output, token_ids, finish_reason; expected a model of `vlmport tr" in str(error)
+    assert "no text_output, token_ids; expected a model of `vlmport tr" in str(error)
 
 
 def test_a_model_that_is_not_ready_is_told_with_the_reason(serve: Serve) -> None:

@@ -67,9 +67,9 @@ class AnswerPart:
         text: new text; may be "".
         token_ids: new tokens; none in a response that only flushes text.
         finish_reason: "stop" or "length" in the last response, else "".
-        prompt_tokens: text and image tokens of the prompt.
-        image_tokens: image tokens among them.
-        generated_tokens: tokens so far.
+        prompt_tokens: text and image tokens of the prompt, in the last response; else 0.
+        image_tokens: image tokens among them, in the last response; else 0.
+        generated_tokens: of the whole answer, in the last response; else 0.
         regions: parts of the picture that the answer names, in the last response of a family whose
             answers can; else None.
     """
@@ -167,7 +167,7 @@ def part_of(values: Mapping[str, Any], where: str) -> AnswerPart:
     Raises:
         ServerError: if the model is not one of ours.
     """
-    missing = [name for name in ("text_output", "token_ids", "finish_reason") if name not in values]
+    missing = [name for name in ("text_output", "token_ids") if name not in values]
     if missing:
         msg = (
             f"{where}: the answer has no {', '.join(missing)}; expected a model of `vlmport triton`"
@@ -177,7 +177,7 @@ def part_of(values: Mapping[str, Any], where: str) -> AnswerPart:
     return AnswerPart(
         text=values["text_output"],
         token_ids=tuple(values["token_ids"]),
-        finish_reason=values["finish_reason"],
+        finish_reason=values.get("finish_reason", ""),
         prompt_tokens=values.get("prompt_tokens", 0),
         image_tokens=values.get("image_tokens", 0),
         generated_tokens=values.get("generated_tokens", 0),
