@@ -221,6 +221,10 @@ async def _ask(connection: Connection, wire: WireRequest, leaves_after: int | No
 async def _watch_memory(server: TritonServer, report: SoakReport, started: float) -> None:
     """Thirty rows of a table, and how much the last two thirds of them differ."""
     while (now := time.monotonic() - started) < report.seconds:
+        if server.process.poll() is not None:
+            told = server.log.read_text(errors="replace")[-3000:]
+            msg = f"tritonserver ended after {now:.0f} s, {report.ends}:\n{told}"
+            raise RuntimeError(msg)
         stubs = {model: _resident_mib(process) for model, process in server.stubs().items()}
         report.memory.append((round(now, 1), _resident_mib(server.process.pid), stubs))
         await asyncio.sleep(report.seconds / 30)

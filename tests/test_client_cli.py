@@ -81,7 +81,7 @@ def test_options_and_a_chat_reach_the_server(run_cli: RunCli, tmp_path: Path) ->
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_errors_are_messages_with_exit_code_1(run_cli: RunCli, scheme: str) -> None:
     def script(asked: Asked, gone: threading.Event) -> Iterator[dict[str, Any]]:
-        raise RefusalError("image 1: not a picture; expected JPEG, PNG or WebP", "INVALID_ARGUMENT")
+        raise RefusalError("image 1: not a picture; expected JPEG, PNG or WebP")
         yield {}
 
     with getattr(FakeTriton(script), scheme)() as url:
@@ -159,7 +159,7 @@ def test_a_load_test_prints_tables_and_writes_json(run_cli: RunCli, tmp_path: Pa
 def test_a_load_test_takes_a_file_and_names_its_errors(run_cli: RunCli, tmp_path: Path) -> None:
     def script(asked: Asked, gone: threading.Event) -> Iterator[dict[str, Any]]:
         if asked.inputs["text_input"] == "bad":
-            raise RefusalError("queue: full", "UNAVAILABLE")
+            raise RefusalError("queue: full")
         yield response("fine", [1], "stop")
 
     path = tmp_path / "requests.jsonl"
@@ -181,6 +181,7 @@ def test_a_load_test_takes_a_file_and_names_its_errors(run_cli: RunCli, tmp_path
         ("client", "localhost:1", "--prompt", "a", "--messages", "b.json"),
         ("load", "localhost:1"),
         ("load", "localhost:1", "--prompt", "a", "--requests", "b.jsonl"),
+        ("load", "localhost:1", "--requests", "b.jsonl", "--image", "c.png"),
         ("load", "localhost:1", "--prompt", "a", "--clients", "many"),
         ("load", "localhost:1", "--prompt", "a", "--rate", "1,x"),
     ],

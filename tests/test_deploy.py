@@ -144,14 +144,16 @@ def test_a_replica_has_one_gpu_and_ports_that_others_name() -> None:
 def test_probes_ask_what_triton_answers() -> None:
     container = server()
     paths = {
-        probe: container[probe]["httpGet"]["path"]
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+        probe: container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe")
     }
     assert paths == {
         "startupProbe": "/v2/models/vlm/ready",
         "readinessProbe": "/v2/health/ready",
-        "livenessProbe": "/v2/health/live",
     }
+    # What it asks is run in tests/tritonserver/test_server_faults.py.
+    alive = container["livenessProbe"]
+    assert alive["timeoutSeconds"] > 4  # curl's own limit
+    assert "/v2/models/vlm/generate" in alive["exec"]["command"][-1]
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] == 600  # README.md: ten minutes
 

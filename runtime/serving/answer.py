@@ -28,15 +28,9 @@ class Answer:
 
     Args:
         cancel: asks for the request's end and returns at once.
-        prompt_tokens: text and image tokens of the prompt.
-        image_tokens: image tokens among them.
     """
 
-    def __init__(
-        self, cancel: Callable[[], None], prompt_tokens: int = 0, image_tokens: int = 0
-    ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.image_tokens = image_tokens
+    def __init__(self, cancel: Callable[[], None]) -> None:
         self._cancel = cancel
         self._changed = threading.Condition()
         self._pieces: list[Piece] = []

@@ -118,6 +118,15 @@ class GenerationService:
                 self._worker.cancel(place.ticket)
             raise
 
+    def check_is_open(self) -> None:
+        """Raises what `submit` raises of every request, if there is such a reason.
+
+        Raises:
+            CancelledError: if the service was closed.
+            VlmportError: if the worker failed, for the reason in the message.
+        """
+        self._worker.check_is_open()
+
     def statistics(self) -> ServingStatistics:
         """What the service does now, and did so far."""
         return statistics_of(self._worker.statistics(), self._features.statistics())
@@ -164,9 +173,7 @@ class GenerationService:
                 msg = "request: not prepared within its time; allow more, or give smaller pictures"
                 raise DeadlineError(msg)  # noqa: TRY301
             sequence = Sequence(place.ticket, row, key, place.priority, place.deadline)
-            cancel = partial(self._worker.cancel, place.ticket)
-            image_tokens = int(row.prompt.image_mask.sum())
-            answer = Answer(cancel, len(row.prompt.input_ids), image_tokens)
+            answer = Answer(partial(self._worker.cancel, place.ticket))
             self._worker.queue(Job(sequence, answer, on_piece, on_end))
         except BaseException as error:
             kind = type(error) if isinstance(error, VlmportError) else VlmportError

@@ -149,6 +149,11 @@ class ServingWorker:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def check_is_open(self) -> None:
+        """Raises the error that every request gets, if there is one."""
+        with self._changed:
+            self._check_is_open()
+
     def statistics(self) -> WorkerStatistics:
         """What the worker does and has done."""
         with self._changed:

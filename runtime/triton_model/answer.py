@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from vlmport.errors import VlmportError
+from vlmport.contract_engines import ENGINES_NAME
+from vlmport.errors import EngineError, VlmportError
 from vlmport.manifest import load_manifest
 from vlmport.runtime.model import VisionLanguageModel
 from vlmport.runtime.serving.service import GenerationService
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TritonPythonModel"]
 
+_log = logging.getLogger(__name__)
 _MOST_PREPARING = 4
 
 
@@ -54,9 +57,14 @@ class TritonPythonModel:
         for incoming in requests:
             responses = Responses(self._backend, incoming.get_response_sender())
             try:
+                # First, so that an empty request, which probes send, is told of it, too.
+                self._answering.check_is_open()
                 call = read_call(incoming)
             except VlmportError as error:
                 responses.error(error)
+            except Exception as error:  # ends this request alone
+                _log.exception("a request cannot be read")
+                responses.error(VlmportError(f"request: {type(error).__name__}: {error}"))
             else:
                 self._answering.begin(call, responses)
 
@@ -69,10 +77,20 @@ def _open(backend: Any, settings: ModelSettings) -> VisionLanguageModel:
     features = None
     if settings.calls_image_models:
         features = ImageModels(backend, load_manifest(settings.bundle), settings.models)
-    return VisionLanguageModel.load(
-        settings.bundle,
-        backend=settings.runtime_backend,
-        engines=settings.engines,
-        threads=settings.threads,
-        image_features=features,
-    )
+    if settings.engines is not None and not (settings.engines / ENGINES_NAME).is_file():
+        msg = (
+            f"{settings.engines}: found no engines; expected those of this TensorRT and this GPU; "
+            "run build_engines.sh of the repository here"
+        )
+        raise EngineError(msg)
+    try:
+        return VisionLanguageModel.load(
+            settings.bundle,
+            backend=settings.runtime_backend,
+            engines=settings.engines,
+            threads=settings.threads,
+            image_features=features,
+        )
+    except EngineError as error:
+        msg = f"{error}; in a model repository build_engines.sh does that"
+        raise EngineError(msg) from error

@@ -57,6 +57,10 @@ class Answering:
         self._thread = threading.Thread(target=self._run, name="vlmport-answers", daemon=True)
         self._thread.start()
 
+    def check_is_open(self) -> None:
+        """Raises a VlmportError if nothing can be answered any more."""
+        self._service.check_is_open()
+
     def begin(self, call: Call, responses: Responses) -> None:
         """Takes a request; returns at once. Every request ends with a last response."""
         self._loop.call_soon_threadsafe(self._begin, call, responses)
@@ -117,13 +121,8 @@ class Answering:
         responses.last(result.text, result.token_ids, result, has_regions=self._has_regions)
 
     async def _stream(self, answer: Answer, responses: Responses) -> None:
-        count = 0
         async for piece in answer:
-            token_ids = [] if piece.token_id is None else [piece.token_id]
-            count += len(token_ids)
-            responses.piece(
-                piece.text, token_ids, (answer.prompt_tokens, answer.image_tokens, count)
-            )
+            responses.piece(piece.text, [] if piece.token_id is None else [piece.token_id])
         responses.last("", [], await answer, has_regions=self._has_regions)
 
     def _reason(self) -> VlmportError:
@@ -137,13 +136,25 @@ class Answering:
             for start in range(0, max(1, len(self._live)), _ASKS_A_TURN):
                 await asyncio.sleep(_ASK_SECONDS)
                 for task, responses in list(self._live.items())[start : start + _ASKS_A_TURN]:
-                    if responses.is_cancelled:
+                    if _has_gone(responses):
                         task.cancel()
 
     async def _watch_metrics(self) -> None:
         while True:
-            self._metrics.update(self._service.statistics())
+            try:
+                self._metrics.update(self._service.statistics())
+            except Exception:
+                _log.exception("the metrics cannot be told")
             await asyncio.sleep(_METRICS_SECONDS)
+
+
+def _has_gone(responses: Responses) -> bool:
+    try:
+        return responses.is_cancelled
+    except Exception as error:
+        # The next turn asks again; without it no client would ever be missed any more.
+        _log.warning("Triton does not say whether a client has gone: %s", error)
+        return False
 
 
 def _tell(responses: Responses, error: VlmportError) -> None:

@@ -69,6 +69,8 @@ class ImageModels:
                 backend.Tensor(port.name, np.ascontiguousarray(arrays[port.name]))
                 for port in graph.inputs
             ],
+            # A model on a GPU may answer with tensors there, which numpy cannot read.
+            preferred_memory=backend.PreferredMemory(backend.TRITONSERVER_MEMORY_CPU),
         )
         try:
             response = request.exec()

@@ -57,15 +57,17 @@ class Responses:
         """
         return not self._has_ended and self._sender.is_cancelled()
 
-    def piece(self, text: str, token_ids: Sequence[int], usage: tuple[int, int, int]) -> None:
+    def piece(self, text: str, token_ids: Sequence[int]) -> None:
         """Sends a part of an answer that goes on.
+
+        Nothing but that: each tensor of a response takes Triton time, while all answers wait for
+        the processor.
 
         Args:
             text: new text.
             token_ids: new tokens.
-            usage: tokens of the prompt, those of images among them, and all of the answer so far.
         """
-        tensors = self._tensors(text, token_ids, "", usage)
+        tensors = self._tensors(text, token_ids)
         self._sender.send(self._backend.InferenceResponse(output_tensors=tensors))
 
     def last(
@@ -79,8 +81,19 @@ class Responses:
             result: the whole answer.
             has_regions: whether answers of this model name regions of the picture.
         """
-        usage = (result.prompt_tokens, result.image_tokens, result.generated_tokens)
-        tensors = self._tensors(text, token_ids, result.finish_reason, usage)
+        counts = {
+            "prompt_tokens": result.prompt_tokens,
+            "image_tokens": result.image_tokens,
+            "generated_tokens": result.generated_tokens,
+        }
+        tensors = [
+            *self._tensors(text, token_ids),
+            self._text("finish_reason", result.finish_reason),
+            *(
+                self._backend.Tensor(name, np.array([count], np.int64))
+                for name, count in counts.items()
+            ),
+        ]
         if has_regions:
             regions = json.dumps([region_fields(region) for region in result.regions])
             tensors.append(self._text("regions", regions))
@@ -94,20 +107,9 @@ class Responses:
         self._has_ended = True
         self._sender.send(response, flags=self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _tensors(
-        self, text: str, token_ids: Sequence[int], finish_reason: str, usage: tuple[int, int, int]
-    ) -> list[object]:
-        tensor = self._backend.Tensor
-        names = ("prompt_tokens", "image_tokens", "generated_tokens")
-        return [
-            self._text("text_output", text),
-            tensor("token_ids", np.array(token_ids, np.int64)),
-            self._text("finish_reason", finish_reason),
-            *(
-                tensor(name, np.array([count], np.int64))
-                for name, count in zip(names, usage, strict=True)
-            ),
-        ]
+    def _tensors(self, text: str, token_ids: Sequence[int]) -> list[object]:
+        ids = self._backend.Tensor("token_ids", np.array(token_ids, np.int64))
+        return [self._text("text_output", text), ids]
 
     def _text(self, name: str, text: str) -> object:
         return self._backend.Tensor(name, np.array([text.encode()], np.object_))

@@ -31,7 +31,7 @@ class ModelSettings:
         engines: folder of TensorRT engines, or None.
         threads: of ONNX Runtime; None for the cores that the process may use.
         calls_image_models: whether image graphs run in Triton models of their own ("bls").
-        models: part of the repository ("vision_encoder") -> name of its model.
+        models: image graph -> name of its model.
         graph: of a model that runs one graph; "" of others.
         serving: limits of the service.
     """

@@ -37,10 +37,9 @@ class Asked:
 class RefusalError(Exception):
     """Raised by a script: the server answers with an error."""
 
-    def __init__(self, message: str, status: str) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.status = status
 
 
 Script = Callable[[Asked, threading.Event], Iterator[dict[str, Any]]]
@@ -73,15 +72,12 @@ class FakeTriton:
         models: name -> state, or the reason why it is not ready.
         asked: requests in the order of their arrival.
         cancelled: set when a client has gone before the end of its answer.
-        strict: whether errors come as gRPC's own status if the client wants that; servers before
-            24.08 do not know it.
     """
 
     script: Script = answer_in_words
     models: dict[str, str] = field(default_factory=lambda: {"vlm": "READY"})
     asked: list[Asked] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    strict: bool = True
 
     @contextmanager
     def grpc(self) -> Iterator[str]:
@@ -152,7 +148,6 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     def ModelStreamInfer(  # noqa: N802 (the protocol names it)
         self, request_iterator: Any, context: Any
     ) -> Iterator[Any]:
-        is_strict = ("triton_grpc_error", "true") in context.invocation_metadata()
         gone = threading.Event()
         is_whole = False
 
@@ -168,8 +163,6 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
                     yield pb.ModelStreamInferResponse(infer_response=_tensors(outputs))
             except RefusalError as refusal:
                 is_whole = True
-                if self.triton.strict and is_strict:
-                    context.abort(grpc.StatusCode[refusal.status], refusal.message)
                 yield pb.ModelStreamInferResponse(error_message=refusal.message)
         is_whole = True
 

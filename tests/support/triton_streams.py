@@ -29,16 +29,14 @@ _SECONDS = 60.0
 class Stream:
     """A gRPC stream that a thread of its own reads."""
 
-    def __init__(
-        self, server: TritonServer, model: str, request: Request, timeout_s: float | None = None
-    ) -> None:
+    def __init__(self, server: TritonServer, model: str, request: Request) -> None:
         self.token_ids: list[int] = []
         self.finish_reason = ""
         self.error = ""
         self._is_left = False
         self._has_begun = threading.Event()
         self._thread = threading.Thread(
-            target=self._read, args=(server.grpc, model, request, timeout_s), daemon=True
+            target=self._read, args=(server.grpc, model, request), daemon=True
         )
         self._thread.start()
 
@@ -62,9 +60,9 @@ class Stream:
         """Whether the last response is still to come."""
         return self._thread.is_alive()
 
-    def _read(self, url: str, model: str, request: Request, timeout_s: float | None) -> None:
+    def _read(self, url: str, model: str, request: Request) -> None:
         try:
-            ask(url, request, model=model, timeout_s=timeout_s, on_part=self._take)
+            ask(url, request, model=model, on_part=self._take)
         except VlmportError as error:
             self.error = str(error)
         except _LeftError:
@@ -82,12 +80,20 @@ class Stream:
 class GrpcCall:
     """A request by gRPC that nobody reads, and that can be given up before it is answered."""
 
-    def __init__(self, server: TritonServer, model: str, prompt: str, max_tokens: int) -> None:
+    def __init__(
+        self,
+        server: TritonServer,
+        model: str,
+        prompt: str,
+        max_tokens: int,
+        timeout_us: int | None = None,
+    ) -> None:
         self._client = tritonclient.grpc.InferenceServerClient(server.grpc)
         self._client.start_stream(lambda result, error: None)
         tensor = tritonclient.grpc.InferInput("text_input", [1], "BYTES")
         tensor.set_data_from_numpy(np.array([prompt.encode()], np.object_))
-        self._client.async_stream_infer(model, [tensor], parameters={"max_tokens": max_tokens})
+        parameters = {"max_tokens": max_tokens}
+        self._client.async_stream_infer(model, [tensor], timeout=timeout_us, parameters=parameters)
 
     def hang_up(self) -> None:
         """Ends the connection."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerPart",
+    "AnswerSource",
     "Connection",
     "ServerDescription",
     "WireRequest",
@@ -65,9 +67,9 @@ class AnswerPart:
         text: new text; may be "".
         token_ids: new tokens; none in a response that only flushes text.
         finish_reason: "stop" or "length" in the last response, else "".
-        prompt_tokens: text and image tokens of the prompt.
-        image_tokens: image tokens among them.
-        generated_tokens: tokens so far.
+        prompt_tokens: text and image tokens of the prompt, in the last response; else 0.
+        image_tokens: image tokens among them, in the last response; else 0.
+        generated_tokens: of the whole answer, in the last response; else 0.
         regions: parts of the picture that the answer names, in the last response of a family whose
             answers can; else None.
     """
@@ -89,7 +91,18 @@ class ServerDescription:
     version: str
 
 
-class Connection(Protocol):
+class AnswerSource(Protocol):
+    """What answers requests in streams."""
+
+    def stream(self, model: str, request: WireRequest) -> AsyncGenerator[AnswerPart]:
+        """Asks a model and yields the responses as they come.
+
+        The request is cancelled on the server if the generator is closed before its end.
+        """
+        ...
+
+
+class Connection(AnswerSource, Protocol):
     """A way to one server; its errors are `ServerError`s."""
 
     async def describe(self) -> ServerDescription:
@@ -102,13 +115,6 @@ class Connection(Protocol):
 
     async def is_ready(self, model: str) -> bool:
         """Whether a model takes requests."""
-        ...
-
-    def stream(self, model: str, request: WireRequest) -> AsyncGenerator[AnswerPart]:
-        """Asks a model and yields the responses as they come.
-
-        The request is cancelled on the server if the generator is closed before its end.
-        """
         ...
 
     async def close(self) -> None:
@@ -124,11 +130,14 @@ def wire_request(
     Args:
         request: as for a local model.
         priority: smaller is served first.
-        timeout_s: after which the server gives the request up.
+        timeout_s: after which the server gives the request up; None for no limit.
 
     Raises:
-        InputError: if a picture cannot be read.
+        InputError: if a picture cannot be read, or the time is none.
     """
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        msg = f"timeout: found {timeout_s:g} s; expected a number of seconds above 0"
+        raise InputError(msg)
     defaults = SamplingOptions()
     parameters: dict[str, int | float] = {
         field.name: getattr(request.sampling, field.name)
@@ -158,7 +167,7 @@ def part_of(values: Mapping[str, Any], where: str) -> AnswerPart:
     Raises:
         ServerError: if the model is not one of ours.
     """
-    missing = [name for name in ("text_output", "token_ids", "finish_reason") if name not in values]
+    missing = [name for name in ("text_output", "token_ids") if name not in values]
     if missing:
         msg = (
             f"{where}: the answer has no {', '.join(missing)}; expected a model of `vlmport triton`"
@@ -168,7 +177,7 @@ def part_of(values: Mapping[str, Any], where: str) -> AnswerPart:
     return AnswerPart(
         text=values["text_output"],
         token_ids=tuple(values["token_ids"]),
-        finish_reason=values["finish_reason"],
+        finish_reason=values.get("finish_reason", ""),
         prompt_tokens=values.get("prompt_tokens", 0),
         image_tokens=values.get("image_tokens", 0),
         generated_tokens=values.get("generated_tokens", 0),

@@ -37,10 +37,10 @@ def text_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
-        msg = f"{path}: no such file; expected questions, one JSON object a line"
+        msg = f"{path}: no such file; expected one JSON object a line"
         raise InputError(msg) from error
     except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror}); expected a file of questions"
+        msg = f"{path}: cannot be read ({error.strerror}); expected one JSON object a line"
         raise InputError(msg) from error
     except UnicodeDecodeError as error:
         msg = f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
@@ -58,7 +58,7 @@ def line_object(line: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise LineError(f"not valid JSON ({error})") from error
     if not isinstance(entry, dict):
-        raise LineError(f"found {shown(entry)}; expected an object with a question")
+        raise LineError(f"found {shown(entry)}; expected an object")
     return entry
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,14 +71,17 @@ class LoadOptions:
                     "clients, rates: found neither; expected one or more of either",
                 ),
                 (min(self.clients, default=1) < 1, "clients: expected 1 or more"),
-                (min(self.rates, default=1.0) <= 0, "rates: expected numbers above 0"),
+                (
+                    not all(0 < rate < math.inf for rate in self.rates),
+                    "rates: expected numbers above 0",
+                ),
                 (
                     self.count is None and self.duration_s is None,
                     "count, duration_s: found neither; a point must end",
                 ),
                 (self.count is not None and self.count < 1, "count: expected 1 or more"),
                 (
-                    self.duration_s is not None and self.duration_s <= 0,
+                    self.duration_s is not None and not 0 < self.duration_s < math.inf,
                     "duration_s: expected a number above 0",
                 ),
                 (self.warm_up < 0, "warm_up: expected 0 or more"),

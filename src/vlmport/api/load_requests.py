@@ -14,7 +14,7 @@ from vlmport.api.line_fields import (
     text_lines,
     texts_of,
 )
-from vlmport.api.questions import IMAGE_KEYS, TEXT_KEYS
+from vlmport.api.questions import IMAGE_KEYS, SCORING_KEYS, TEXT_KEYS
 from vlmport.errors import InputError, close_matches
 from vlmport.runtime.messages import parse_messages
 from vlmport.runtime.request import Request
@@ -27,10 +27,6 @@ __all__ = ["read_requests"]
 
 _SAMPLING = tuple(field.name for field in dataclasses.fields(SamplingOptions))
 _WHOLE_NUMBERS = ("max_new_tokens", "top_k", "seed")
-# Keys of the questions of `vlmport evaluate`, whose files serve here as they are.
-_PASSED_OVER = frozenset(
-    ("answer", "answers", "label", "id", "question_id", "kind", "category"),
-)
 _KNOWN = (*IMAGE_KEYS, *TEXT_KEYS, "messages", "stop", "max_new_tokens", *_SAMPLING)
 
 
@@ -62,7 +58,8 @@ def read_requests(path: Path) -> tuple[Request, ...]:
 
 
 def _request(fields: dict[str, object], folder: Path) -> Request:
-    unknown = [key for key in fields if key not in _KNOWN and key not in _PASSED_OVER]
+    # Files of questions for `vlmport evaluate` serve here as they are.
+    unknown = [key for key in fields if key not in _KNOWN and key not in SCORING_KEYS]
     if unknown:
         raise LineError(f"unknown key {unknown[0]!r}; {close_matches(unknown[0], _KNOWN)}")
     messages = fields.get("messages")

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
     from vlmport.api.scoring import Metric
 
-__all__ = ["IMAGE_KEYS", "TEXT_KEYS", "Question", "read_questions"]
+__all__ = ["IMAGE_KEYS", "SCORING_KEYS", "TEXT_KEYS", "Question", "read_questions"]
 
 IMAGE_KEYS = ("image", "images")
 TEXT_KEYS = ("question", "prompt", "text")  # "text" and "label" are POPE's own names
 _ANSWERS = ("answer", "answers", "label")
 _IDENTITIES = ("id", "question_id")
 _KINDS = ("kind", "category")
+SCORING_KEYS = (*_ANSWERS, *_IDENTITIES, *_KINDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import vlmport
 from vlmport.api.triton_texts import root_files
 from vlmport.contract import MANIFEST_NAME
 from vlmport.runtime.triton.config_text import MODEL_FILES, config_text
+from vlmport.runtime.triton.names import PREPROCESS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -109,16 +110,13 @@ def write_model(repository: Path, config: ModelConfig, layout: Layout) -> None:
 
 def _model(config: ModelConfig, layout: Layout) -> str:
     main = layout.names.main
-    module = next(
-        (name for name in ("preprocess",) if config.name == layout.names.of(name)), "graph"
-    )
-    is_main = config.name == main
+    home, module = f'parents[2] / "{main}" / "1"', "graph"
+    if config.name == main:
+        home, module = "parent", "answer"
+    elif config.name == layout.names.of(PREPROCESS):
+        module = "preprocess"
     return _MODEL.format(
-        name=config.name,
-        version=vlmport.__version__,
-        main=main,
-        home="parent" if is_main else f'parents[2] / "{main}" / "1"',
-        module="answer" if is_main else module,
+        name=config.name, version=vlmport.__version__, main=main, home=home, module=module
     )
 
 

@@ -15,7 +15,6 @@ from vlmport.runtime.triton.graph_models import (
     preprocess_config,
     served_graphs,
 )
-from vlmport.runtime.triton.names import PREPROCESS
 
 if TYPE_CHECKING:
     from vlmport.contract import Manifest
@@ -106,13 +105,12 @@ def model_configs(manifest: Manifest, layout: Layout) -> list[ModelConfig]:
 
 def _main_parameters(manifest: Manifest, layout: Layout) -> _Parameters:
     serving = layout.serving
-    names = [*served_graphs(manifest), PREPROCESS]
     parameters = {
         "bundle": "bundle",
         "vlmport": vlmport.__version__,
         "runtime_backend": layout.runtime_backend,
         "image_graphs": "bls" if layout.calls_image_models(manifest) else "in_process",
-        "models": json.dumps({part: layout.names.of(part) for part in names}),
+        "models": json.dumps({graph: layout.names.of(graph) for graph in manifest.image_graphs}),
         "num_slots": str(serving.num_slots),
         "max_queue": str(serving.max_queue),
         "prefix_bytes": str(serving.prefix_bytes),

@@ -53,8 +53,8 @@ _PLATFORMS = {
 }
 # What was tried, and where.
 _VERSIONS = {
-    "Triton": "2.51 and later; the protobuf of tritonclient 2.73 (container 26.09) reads every "
-    "config.pbtxt",
+    "Triton": "2.51, which runs what `--backend python` writes; the protobuf of tritonclient 2.73 "
+    "(container 26.09) reads every config.pbtxt",
     "ONNX Runtime": "1.31 in Python models; the onnxruntime backend needs one that knows opset 24: "
     "1.24.4 and 1.27.0, that of container 26.09, open such graphs",
     "TensorRT": "11; engines were built with TensorRT-RTX 1.7 by the same code, none has run on a "

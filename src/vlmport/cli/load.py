@@ -78,6 +78,8 @@ def load_command(
     """
     if (prompt is None) == (requests is None):
         raise typer.BadParameter("give one of them, not both", param_hint="--prompt / --requests")
+    if image and requests is not None:
+        raise typer.BadParameter("a file of requests names its own", param_hint="--image")
     check_is_writable(json_file)
     rates = _numbers(rate, "--rate", float)
     from vlmport.api.load import LoadOptions, load

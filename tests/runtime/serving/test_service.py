@@ -65,8 +65,6 @@ def test_answers_are_those_that_requests_get_alone(family: str) -> None:
     with GenerationService(model, ServingOptions(num_slots=3)) as service:
         answers = [service.submit(request) for request in requests]
         for answer, result in zip(answers, expected, strict=True):
-            tokens = (answer.prompt_tokens, answer.image_tokens)
-            assert tokens == (result.prompt_tokens, result.image_tokens)
             pieces = list(answer)
             assert "".join(piece.text for piece in pieces) == result.text
             assert tuple(piece.token_id for piece in pieces) == result.token_ids

@@ -183,6 +183,8 @@ def test_a_worker_that_fails_tells_everybody(
     reader.join(20)
     assert isinstance(reading[-1], VlmportError)
     with pytest.raises(VlmportError, match=message):
+        service.check_is_open()
+    with pytest.raises(VlmportError, match=message):
         service.submit(QUESTION)
     with pytest.raises(VlmportError, match=message):
         asyncio.run(submitted(service, QUESTION))

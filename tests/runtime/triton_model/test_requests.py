@@ -142,13 +142,14 @@ def test_nobody_asks_for_a_client_after_the_last_response() -> None:
     sender = FakeSender()
     responses = Responses(FakeBackend, sender)
     assert not responses.is_cancelled
-    responses.piece("a", [1], (5, 2, 1))
+    responses.piece("a", [1])
     result = GenerationResult("ab", (1, 2), 5, 2, "stop", 1.0, 1.0, "onnxruntime")
     responses.last("b", [2], result, has_regions=False)
     assert sender.has_ended
     assert not responses.is_cancelled  # the fake fails, as the server crashes
     first, last = (response.arrays() for response in sender.sent)
-    assert (first["text_output"][0], first["finish_reason"][0]) == (b"a", b"")
+    assert (first["text_output"][0], first["token_ids"].tolist()) == (b"a", [1])
+    assert first.keys() == {"text_output", "token_ids"}
     assert (last["token_ids"].tolist(), last["finish_reason"][0]) == ([2], b"stop")
     assert [last[name][0] for name in ("prompt_tokens", "image_tokens", "generated_tokens")] == [
         5,
