@@ -67,9 +67,12 @@ def decompose_directly(
         decompositions: of operators that must not be left.
 
     Returns:
-        Whether that was all: False if an operator is left that has to be decomposed, writes into
-        its input, or is composite and not known here.
+        Whether that was all: False if an operator is left that has to be decomposed, or is
+        composite and not known here; and if any writes into its input, since a view is not
+        replaced by a copy then.
     """
+    if any(map(_writes, module.graph.nodes)):
+        return False
     for node in list(module.graph.nodes):
         replace = _REPLACEMENTS.get(node.target)
         if replace is not None:
@@ -78,20 +81,22 @@ def decompose_directly(
     return all(_may_stay(node, decompositions) for node in module.graph.nodes)
 
 
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
 def _may_stay(node: fx.Node, decompositions: Mapping[OperatorBase, Callable[..., Any]]) -> bool:
     operator = node.target
     if node.op == "get_attr":  # a subgraph of a branch or loop
         return False
-    if not isinstance(operator, OpOverload) or operator in _ASSERTIONS:
-        return not isinstance(operator, OperatorBase) or operator in _ASSERTIONS
+    if operator in _ASSERTIONS:
+        return True
+    if not isinstance(operator, OpOverload):
+        return not isinstance(operator, OperatorBase)  # of higher order: it runs subgraphs
     is_composite = operator.has_kernel_for_dispatch_key(
         torch._C.DispatchKey.CompositeImplicitAutograd
     )
-    return not (
-        operator in decompositions
-        or operator._schema.is_mutable
-        or (is_composite and operator not in _TAKEN_WHOLE)
-    )
+    return not (operator in decompositions or (is_composite and operator not in _TAKEN_WHOLE))
 
 
 def _convert(node: fx.Node) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["SamplingOptions", "TokenSampler", "filtered_logits"]
+__all__ = ["SamplingOptions", "TokenSampler", "best_token", "filtered_logits"]
 
 _SMALLEST = float(np.finfo(np.float32).tiny)  # of the numbers that have full precision
 _LARGEST = float(np.finfo(np.float32).max)
@@ -146,14 +146,7 @@ class TokenSampler:
         """
         if self._has_penalty:
             logits = self._penalised(logits)
-        best = int(logits.argmax())
-        # argmax returns a NaN if there is one, so one look at the winner covers all of them.
-        if not math.isfinite(logits[best]):
-            msg = (
-                f"logits: the highest is {logits[best]}; the model's numbers overflowed; export it "
-                "in a wider precision, or report the checkpoint"
-            )
-            raise VlmportError(msg)
+        best = best_token(logits)
         chosen = best if self._takes_best(float(logits[best])) else self._drawn(logits)
         self._counts[chosen] += 1
         self._seen[chosen] = True
@@ -181,6 +174,26 @@ class TokenSampler:
         cumulative = np.cumsum(weights, out=weights)
         drawn = np.searchsorted(cumulative, self.draw() * cumulative[-1], side="right")
         return int(kept[min(int(drawn), len(kept) - 1)])
+
+
+def best_token(logits: NDArray[np.float32]) -> int:
+    """The most likely token.
+
+    Args:
+        logits: float32 [vocab_size].
+
+    Raises:
+        VlmportError: if there are no numbers to choose by.
+    """
+    best = int(logits.argmax())
+    # argmax returns a NaN if there is one, so one look at the winner covers all of them.
+    if not math.isfinite(logits[best]):
+        msg = (
+            f"logits: the highest is {logits[best]}; the model's numbers overflowed; export it "
+            "in a wider precision, or report the checkpoint"
+        )
+        raise VlmportError(msg)
+    return best
 
 
 def filtered_logits(

@@ -193,7 +193,12 @@ class SlotDecoding(Protocol):
         ...
 
     def save(self, slot: int, length: int) -> StoredTokens:
-        """Copies the first `length` tokens of a slot out of the cache."""
+        """Copies the first `length` tokens of a slot out of the cache.
+
+        Raises:
+            EngineError: if there is no memory left for them on the GPU.
+            MemoryError: if there is none on the host.
+        """
         ...
 
     def load(self, slot: int, stored: StoredTokens, length: int) -> None:

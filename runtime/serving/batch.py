@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlmport.errors import CancelledError, DeadlineError, InputError, VlmportError
+from vlmport.runtime.sampling import best_token
 from vlmport.runtime.serving.batch_statistics import BatchStatistics
 from vlmport.runtime.serving.pacing import PrefillPacing
 from vlmport.runtime.serving.prefix_reuse import PrefixReuse
@@ -76,6 +77,11 @@ class ContinuousBatch:
         """Whether a step would do nothing."""
         return not (self._events or self._waiting or self._active())
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more requests, for good: by `close`, or as the backend is broken."""
+        return self._is_closed
+
     def submit(self, sequence: Sequence) -> None:
         """Accepts a request, which begins in one of the next steps.
 
@@ -87,6 +93,16 @@ class ContinuousBatch:
         if self._is_closed:
             msg = "service: closed; it takes no more requests; start it again"
             raise VlmportError(msg)
+        self.check_fits(sequence)
+        free_slots = self._decoding.num_slots - len(self._active())
+        self._waiting.add(sequence, free_slots)
+
+    def check_fits(self, sequence: Sequence) -> None:
+        """Checks that a request can be answered at all; in any thread, as the limits are fixed.
+
+        Raises:
+            InputError: if it is longer than the whole cache.
+        """
         if not self._decoding.fits(1, sequence.reservation):
             msg = (
                 f"request: found {sequence.prompt_length} tokens of the prompt and up to "
@@ -94,8 +110,6 @@ class ContinuousBatch:
                 "shorten the prompt, ask for fewer new tokens, or raise cache_tokens"
             )
             raise InputError(msg)
-        free_slots = self._decoding.num_slots - len(self._active())
-        self._waiting.add(sequence, free_slots)
 
     def cancel(self, ticket: int) -> None:
         """Ends a request at once, wherever it is; its last event comes with the next step.
@@ -199,6 +213,8 @@ class ContinuousBatch:
             logits = self._run_piece(newcomer, room)
             if newcomer.length == newcomer.sequence.prompt_length:
                 self._begin_decoding(newcomer, logits)
+            else:
+                self._look_at(newcomer, logits)
         return ran
 
     def _room(self) -> int:
@@ -228,6 +244,19 @@ class ContinuousBatch:
         self._prefill_tokens += stop - start
         newcomer.length = stop
         return logits
+
+    def _look_at(self, newcomer: ActiveSequence, logits: NDArray[np.float32]) -> None:
+        """Ends a newcomer whose numbers overflowed; those behind a piece show if any of it did.
+
+        Not only behind the last piece: rows that are given other places in the cache meanwhile
+        leave copies behind, which nobody would overwrite.
+        """
+        try:
+            best_token(logits)
+        except VlmportError as error:
+            newcomer.is_faulty = True
+            self._report_error(newcomer, error)
+            self._leave(newcomer)
 
     def _begin_decoding(self, newcomer: ActiveSequence, logits: NDArray[np.float32]) -> None:
         """Chooses the first token and lets the newcomer join those who decode."""
@@ -284,9 +313,7 @@ class ContinuousBatch:
         """Empties the slot of a sequence that has ended; the last row moves into the hole."""
         others = [row for row in self._rows if row is not active and not row.is_faulty]
         self._prefixes.keep(active, others)
-        # Whether the numbers of a prompt overflow is only known when it has run to its end.
-        is_unknown = active.length < active.sequence.prompt_length
-        self._decoding.release(active.slot, is_faulty=active.is_faulty or is_unknown)
+        self._decoding.release(active.slot, is_faulty=active.is_faulty)
         if active is self._newcomer:
             self._newcomer = None
             return
@@ -314,8 +341,9 @@ class ContinuousBatch:
             if not active.is_ended:
                 self._report_error(active, _told(error))
         try:
-            for active in actives:
-                self._decoding.release(active.slot, is_faulty=True)
+            # All of them: a call that failed may have begun to fill one that nobody has yet.
+            for slot in range(self._decoding.num_slots):
+                self._decoding.release(slot, is_faulty=True)
         except Exception as second:
             _log.exception("the backend cannot be used any more; the service is closed")
             for sequence in self._waiting:

@@ -73,6 +73,11 @@ class FeatureCache:
         self._pending: dict[bytes, Future[EncodedImage]] = {}
         self._num_bytes = self._hits = self._misses = 0
 
+    def find(self, digest: bytes) -> EncodedImage | None:
+        """A picture that is there, which counts as used; None if it has to be encoded."""
+        with self._lock:
+            return self._stored(digest)
+
     def get(self, digest: bytes, encode: Callable[[], EncodedImage]) -> EncodedImage:
         """Gives an encoded picture.
 
@@ -82,10 +87,8 @@ class FeatureCache:
                 all who wait for it; nothing is stored then, so that the next one tries again.
         """
         with self._lock:
-            stored = self._entries.get(digest)
+            stored = self._stored(digest)
             if stored is not None:
-                self._hits += 1
-                self._entries.move_to_end(digest)
                 return stored
             pending = self._pending.get(digest)
             is_first = pending is None
@@ -99,6 +102,13 @@ class FeatureCache:
         """What the cache holds and has done."""
         with self._lock:
             return FeatureStatistics(self._hits, self._misses, self._num_bytes)
+
+    def _stored(self, digest: bytes) -> EncodedImage | None:
+        stored = self._entries.get(digest)
+        if stored is not None:
+            self._hits += 1
+            self._entries.move_to_end(digest)
+        return stored
 
     def _encoded(
         self, digest: bytes, encode: Callable[[], EncodedImage], mine: Future[EncodedImage]

@@ -48,7 +48,7 @@ class Job:
             return None
         try:
             self.on_piece(piece)
-        except Exception as error:
+        except BaseException as error:  # sys.exit, too: the thread is not the callback's
             _log.exception("on_piece raised; its request is cancelled")
             return caused("on_piece", error)
         return None
@@ -60,12 +60,12 @@ class Job:
             return
         try:
             self.on_end(result, error)
-        except Exception:
+        except BaseException:
             # The answer has ended, so that nothing but the log can tell of it.
             _log.exception("on_end raised; its request had ended")
 
 
-def caused(subject: str, error: Exception) -> VlmportError:
+def caused(subject: str, error: BaseException) -> VlmportError:
     """The error that ends one request, since something of its own has raised."""
     told = VlmportError(f"{subject}: raised {type(error).__name__}: {error}; the request has ended")
     told.__cause__ = error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from vlmport.errors import EngineError
 from vlmport.runtime.serving.prefix_store import PrefixStore
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PrefixReuse"]
 
+_log = logging.getLogger(__name__)
 # Fewer take about as long to run as to copy: what a call costs does not depend on its tokens.
 _FEWEST_TOKENS = 16
 
@@ -81,7 +84,16 @@ class PrefixReuse:
             return
         slot, length = ended.slot, len(key)
         num_bytes = length * self._decoding.token_bytes
-        self.store.keep(key, num_bytes, lambda: self._decoding.save(slot, length))
+        try:
+            self.store.keep(key, num_bytes, lambda: self._decoding.save(slot, length))
+        except (EngineError, MemoryError) as error:
+            # A device has no memory left for it. The answer is whole, and nobody needs the copy.
+            _log.warning(
+                "prefix: %d tokens are not kept for later prompts (%s); set fewer prefix_bytes, 0 "
+                "for none, or fewer cache_tokens",
+                length,
+                error,
+            )
 
     def _is_live(self, key: PrefixKey, others: Iterable[ActiveSequence]) -> bool:
         if self._is_whole:

@@ -109,11 +109,12 @@ class GenerationService:
         place = self._take_place(priority, timeout_s)
         try:
             return await asyncio.to_thread(self._queued, request, place, None, None)
-        except (asyncio.CancelledError, GeneratorExit):
-            # The thread cannot be stopped, but one that has not begun may never do.
+        except BaseException:
+            # Mostly a task that is cancelled. The thread cannot be stopped; but one that has not
+            # begun may never do, and there is none in an event loop that is closing.
             if place.begin():
                 self._worker.leave_place(place.ticket, CancelledError)
-            else:
+            else:  # nothing if the thread has raised, and so given its place back
                 self._worker.cancel(place.ticket)
             raise
 

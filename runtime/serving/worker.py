@@ -115,9 +115,11 @@ class ServingWorker:
         """Hands over a request that has a place.
 
         Raises:
+            InputError: if it can never fit into the cache.
             CancelledError: if it was taken back while it was prepared.
             VlmportError: if the worker was closed or has failed.
         """
+        self._batch.check_fits(job.sequence)
         with self._changed:
             self._check_is_open()
             if job.ticket not in self._preparing:
@@ -169,6 +171,7 @@ class ServingWorker:
         try:
             while self._take_in():
                 self._hand_out(self._batch.step())
+                self._refuse_if_broken()
         except BaseException as error:
             _log.exception("the worker of a service has failed; its requests end")
             msg = (
@@ -200,6 +203,16 @@ class ServingWorker:
         for ticket in cancelled:
             self._batch.cancel(ticket)
         return True
+
+    def _refuse_if_broken(self) -> None:
+        """Takes nothing more if the batch has closed itself, rather than to prepare it in vain."""
+        with self._changed:
+            if self._batch.is_closed and self._refusal is None:
+                msg = (
+                    "service: its backend cannot be used any more, and those whom it answered were "
+                    "told why; open another one, and report it if that happens again"
+                )
+                self._refusal = VlmportError(msg)
 
     def _has_work(self) -> bool:
         has_news = self._refusal is not None or self._queued or self._cancelled

@@ -42,6 +42,12 @@ class Calls(nn.Module):
         return self.function(value)
 
 
+def written_through_a_view(value: torch.Tensor) -> torch.Tensor:
+    written = value.clone()
+    written.reshape(-1).add_(1)
+    return written
+
+
 def program_of(module: nn.Module, value: torch.Tensor) -> torch.export.ExportedProgram:
     batch = ({0: torch.export.Dim.DYNAMIC},)
     return torch.export.export(module.eval(), (value,), dynamic_shapes=batch)
@@ -71,6 +77,7 @@ def test_replaced_operators_give_the_same() -> None:
     [
         pytest.param(torch.logit, id="decomposed"),
         pytest.param(lambda value: value.clone().add_(1), id="written in place"),
+        pytest.param(written_through_a_view, id="written through a view"),
         pytest.param(lambda value: value.view_as(value).unflatten(1, (2, 2)), id="composite"),
         pytest.param(lambda value: nn.functional.dropout(value, 0.5, True), id="random"),
     ],
@@ -78,6 +85,13 @@ def test_replaced_operators_give_the_same() -> None:
 def test_other_operators_are_left_to_torch(function: Callable[[torch.Tensor], Any]) -> None:
     program = program_of(Calls(function), torch.rand(3, 4))
     assert not decompose_directly(program.graph_module, DECOMPOSITIONS)
+
+
+def test_what_writes_through_a_view_means_the_same_afterwards() -> None:
+    program = program_of(Calls(written_through_a_view), torch.rand(3, 4))
+    decompose_directly(program.graph_module, DECOMPOSITIONS)
+    value = torch.rand(5, 4)
+    torch.testing.assert_close(program.module()(value), value + 1)
 
 
 def test_torch_decomposes_the_rest_of_a_program() -> None:

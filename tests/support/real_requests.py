@@ -14,6 +14,7 @@ from tiny.recipes import RECIPES
 from vlmport.runtime import Request, SamplingOptions
 from vlmport.runtime.generate import make_row
 from vlmport.runtime.messages import Message, TextPart, messages_from_prompt
+from vlmport.runtime.preparation import chat_of
 from vlmport.runtime.serving.prefix_key import PrefixKey
 from vlmport.runtime.serving.sequence import Sequence
 
@@ -66,15 +67,9 @@ class PreparedRequest:
 def prepared(model: VisionLanguageModel, request: Request) -> PreparedRequest:
     """Everything that is done with a request before the decoder sees it."""
     images = [model.prepare(image) for image in request.images]
-    messages = request.messages
-    if messages is None:
-        assert request.prompt is not None
-        placeholder = model.manifest.prompt.image_placeholder
-        messages = messages_from_prompt(request.prompt, len(images), placeholder)
-    prompt = model.encode(messages, [image.layout for image in images])
-    features = [model._backend.image_features(image.tiles()) for image in images]
-    text_ids = np.where(prompt.image_mask, 0, prompt.input_ids)
-    embeds = model._backend.embed_prompt(text_ids, prompt.image_mask, features)
+    prompt = model.encode(chat_of(request, model.manifest), [image.layout for image in images])
+    features = [model.encode_image(image) for image in images]
+    embeds = model.embed_prompt(prompt, features)
     digests = [digest(image.inputs) for image in images]
     lengths = [len(one) for one in features]
     key = PrefixKey.of_prompt(prompt.input_ids, prompt.image_mask, lengths, digests)

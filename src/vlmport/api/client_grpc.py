@@ -71,14 +71,18 @@ class GrpcConnection:
         # Triton 2.51 crashed twice in 20,000 requests, in ModelStreamInferHandler, and once stood
         # still; without it twice in 100,000.
         call = self._client.stream_infer(_one(_arguments(model, request)))
+        refusal: InferenceServerException | None = None
         try:
             async with self._errors():
+                # To the end of the stream also behind an error: what is cancelled while the server
+                # ends it may crash Triton 2.51.
                 async for result, error in call:
-                    if error is not None:
-                        raise error
-                    values = _values(result)
+                    refusal = refusal or error
+                    values = {} if error is not None else _values(result)
                     if values:
                         yield part_of(values, self._where)
+                if refusal is not None:
+                    raise refusal
         finally:
             call.cancel()
 

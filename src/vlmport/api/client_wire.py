@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerPart",
+    "AnswerSource",
     "Connection",
     "ServerDescription",
     "WireRequest",
@@ -90,7 +91,18 @@ class ServerDescription:
     version: str
 
 
-class Connection(Protocol):
+class AnswerSource(Protocol):
+    """What answers requests in streams."""
+
+    def stream(self, model: str, request: WireRequest) -> AsyncGenerator[AnswerPart]:
+        """Asks a model and yields the responses as they come.
+
+        The request is cancelled on the server if the generator is closed before its end.
+        """
+        ...
+
+
+class Connection(AnswerSource, Protocol):
     """A way to one server; its errors are `ServerError`s."""
 
     async def describe(self) -> ServerDescription:
@@ -103,13 +115,6 @@ class Connection(Protocol):
 
     async def is_ready(self, model: str) -> bool:
         """Whether a model takes requests."""
-        ...
-
-    def stream(self, model: str, request: WireRequest) -> AsyncGenerator[AnswerPart]:
-        """Asks a model and yields the responses as they come.
-
-        The request is cancelled on the server if the generator is closed before its end.
-        """
         ...
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from vlmport.errors import ServerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vlmport.api.client_wire import Connection, WireRequest
+    from vlmport.api.client_wire import AnswerSource, WireRequest
 
 __all__ = ["Work", "arrivals", "closed_loop", "open_loop"]
 
@@ -46,7 +46,7 @@ class Work:
     on_end: Callable[[RequestRecord], None]
 
 
-async def closed_loop(connections: Sequence[Connection], work: Work) -> list[RequestRecord]:
+async def closed_loop(connections: Sequence[AnswerSource], work: Work) -> list[RequestRecord]:
     """One client a connection: each sends its next request when it has its answer."""
     run = _Run(work)
     async with asyncio.TaskGroup() as group:
@@ -56,7 +56,7 @@ async def closed_loop(connections: Sequence[Connection], work: Work) -> list[Req
 
 
 async def open_loop(
-    connection: Connection, work: Work, rate: float, seed: int
+    connection: AnswerSource, work: Work, rate: float, seed: int
 ) -> list[RequestRecord]:
     """Requests come at random times and wait for nobody, as those of many users do.
 
@@ -109,13 +109,13 @@ class _Run:
         self._taken += 1
         return (self._taken - 1) % len(self._work.requests)
 
-    async def client(self, connection: Connection) -> None:
+    async def client(self, connection: AnswerSource) -> None:
         while self.has_more(self.now()):
             record = await self.send(connection, self.take(), self.now())
             if record.error_kind:
                 await asyncio.sleep(_SECONDS_AFTER_ERROR)
 
-    async def send(self, connection: Connection, request: int, due_s: float) -> RequestRecord:
+    async def send(self, connection: AnswerSource, request: int, due_s: float) -> RequestRecord:
         work = self._work
         sent = self.now()
         parts = connection.stream(work.model, work.requests[request])

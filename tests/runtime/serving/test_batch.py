@@ -215,12 +215,17 @@ def test_numbers_that_overflow_end_their_own_request_alone(
         assert bool(running.tokens(ticket)) == (value == LATE_POISON)
 
 
-def test_a_prompt_that_is_taken_back_leaves_no_overflow_behind(sample_manifest: Manifest) -> None:
-    """Nobody has looked at its numbers yet."""
+def test_a_prompt_whose_numbers_overflow_ends_with_the_piece_that_shows_it(
+    sample_manifest: Manifest,
+) -> None:
     running = Running(sample_manifest, prefill_tokens=4)
-    running.batch.submit(FakeRequest((*prompt(2), POISON, *prompt(20)), (), 4).sequence(0))
+    running.batch.submit(FakeRequest((*prompt(6), POISON, *prompt(20)), (), 4).sequence(0))
     running.step()
-    running.batch.cancel(0)
+    assert running.events[0] == []
+    running.step()
+    assert "overflowed" in str(running.error(0))
+    assert running.slots.prefilled == [4, 4]
+    assert running.slots.occupied == []
     good = FakeRequest(prompt(6), (), 5)
     running.batch.submit(good.sequence(1))
     running.finish()
@@ -257,6 +262,16 @@ def test_what_the_backend_raises_ends_those_under_way_and_the_next_are_answered(
     assert running.slots.occupied == []
 
 
+def test_after_a_fault_every_slot_is_emptied(sample_manifest: Manifest) -> None:
+    running = Running(sample_manifest, num_slots=3)
+    running.slots.failing = {"step": 1}
+    running.batch.submit(FakeRequest(endless(4), (), 30).sequence(0))
+    running.finish()
+    assert "step failed" in str(running.error(0))
+    released = [slots for name, slots in running.slots.calls if name == "release"]
+    assert released == [(0,), (1,), (2,)]
+
+
 def test_a_backend_that_is_broken_closes_the_batch_and_nobody_is_forgotten(
     sample_manifest: Manifest,
 ) -> None:
@@ -270,6 +285,7 @@ def test_a_backend_that_is_broken_closes_the_batch_and_nobody_is_forgotten(
     running.finish()
     assert all(running.error(ticket) is not None for ticket in range(5))
     assert running.slots.is_closed
+    assert running.batch.is_closed
     with pytest.raises(VlmportError, match="closed"):
         running.batch.submit(FakeRequest(prompt(4)).sequence(5))
     running.batch.cancel(0)

@@ -8,6 +8,7 @@ from support.fake_slots import NEVER_ENDS, TOKEN_BYTES
 from support.running_batch import Running, prompt
 
 from vlmport.contract import Manifest
+from vlmport.errors import EngineError
 
 PICTURE = (NEVER_ENDS, 2.0, *[-1.0] * 20, 3.0)
 
@@ -103,6 +104,32 @@ def test_nothing_is_stored_without_memory_for_it(sample_manifest: Manifest) -> N
     request = FakeRequest((*PICTURE, 5.0), (4,), 6)
     assert answered(running, 0, request) == answered(running, 1, request) == 24
     assert names(running) == []
+
+
+@pytest.mark.parametrize("kind", [EngineError, MemoryError])
+def test_what_no_memory_is_left_for_is_not_stored_and_harms_nobody(
+    sample_manifest: Manifest,
+    kind: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    running = Running(sample_manifest)
+    other = FakeRequest((*PICTURE, 9.0), (5,), 20)
+    running.batch.submit(other.sequence(9))
+    running.step()
+
+    def refuse(*_: object) -> None:
+        raise kind("no memory is left")
+
+    request = FakeRequest((*PICTURE, 5.0), (4,), 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(running.slots, "save", refuse)
+        assert answered(running, 0, request) == 24
+    assert running.tokens(9) == other.alone().token_ids
+    assert "prefix: 26 tokens are not kept for later prompts (no memory is left)" in caplog.text
+    assert running.batch.statistics().prefix_bytes == 0
+    assert answered(running, 1, request) == 24
+    assert answered(running, 2, request) == 1
 
 
 @pytest.mark.parametrize("is_live", [False, True])

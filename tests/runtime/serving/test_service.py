@@ -245,9 +245,20 @@ def test_limits_of_another_kind_are_refused(
     assert service.statistics().waiting == 0
 
 
-def test_what_is_longer_than_the_cache_ends_with_a_message(model: VisionLanguageModel) -> None:
+def test_what_is_longer_than_the_cache_is_refused_at_once(model: VisionLanguageModel) -> None:
+    request = replace(questions("tinyllava", 1)[0], max_new_tokens=12)
     with GenerationService(model, ServingOptions(cache_tokens=128)) as service:
-        answer = service.submit(replace(questions("tinyllava", 1)[0], max_new_tokens=200))
         with pytest.raises(InputError, match="the service's cache is smaller"):
-            answer.result()
-        assert service.submit(questions("tinyllava", 1)[0]).is_done in (True, False)
+            service.submit(replace(request, max_new_tokens=200))
+        assert untimed(service.submit(request).result()) == alone(model, [request])[0]
+        told = service.statistics()
+    assert (told.failed, told.finished, told.waiting) == (1, 1, 0)
+
+
+def test_the_image_graphs_do_not_run_for_a_prompt_that_is_too_long(
+    service: GenerationService,
+) -> None:
+    request = questions("tinyllava", 1)[0]
+    with pytest.raises(InputError, match="leaves no room for an answer"):
+        service.submit(replace(request, prompt="what " * 3000))
+    assert service.statistics().feature_misses == 0

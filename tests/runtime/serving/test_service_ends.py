@@ -266,6 +266,16 @@ def test_a_task_cancelled_before_a_thread_is_free_gives_its_place_back(
     assert (told.cancelled, told.waiting, told.feature_misses) == (1, 0, 0)
 
 
+def test_an_event_loop_without_threads_gives_the_place_back(service: GenerationService) -> None:
+    async def ask() -> None:
+        await asyncio.get_running_loop().shutdown_default_executor()
+        with pytest.raises(RuntimeError):
+            await service.submit_async(QUESTION)
+
+    asyncio.run(ask())
+    assert service.statistics().waiting == 0
+
+
 def test_closing_ends_every_request(model: HeldModel) -> None:
     service = GenerationService(model, ServingOptions(num_slots=2))
     ends: list[Any] = []

@@ -41,21 +41,26 @@ def whole(model: HeldModel) -> tuple[int, ...]:
     return model.generate_batch([QUESTION])[0].token_ids
 
 
+@pytest.mark.parametrize("kind", [ConnectionError, SystemExit])
 def test_a_callback_that_raises_ends_its_request_alone(
-    model: HeldModel, service: GenerationService, caplog: pytest.LogCaptureFixture
+    model: HeldModel,
+    service: GenerationService,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException],
 ) -> None:
     model.slots.let()
     ends: list[Any] = []
 
     def refuse(piece: Piece) -> None:
-        raise ConnectionError("hung up")
+        raise kind("hung up")
 
     caplog.set_level(logging.ERROR)
     answer = service.submit(QUESTION, on_piece=refuse, on_end=lambda *end: ends.append(end))
     other = service.submit(QUESTION)
-    with pytest.raises(VlmportError, match=r"^on_piece: raised ConnectionError: hung up") as caught:
+    message = rf"^on_piece: raised {kind.__name__}: hung up"
+    with pytest.raises(VlmportError, match=message) as caught:
         answer.result()
-    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert isinstance(caught.value.__cause__, kind)
     assert other.result().token_ids == whole(model)
     assert ends == [(None, caught.value)]
     assert "on_piece raised" in caplog.text
@@ -71,13 +76,17 @@ def list_of(answer: Answer) -> list[Piece]:
     return pieces
 
 
+@pytest.mark.parametrize("kind", [ConnectionError, SystemExit])
 def test_an_end_that_raises_is_logged(
-    model: HeldModel, service: GenerationService, caplog: pytest.LogCaptureFixture
+    model: HeldModel,
+    service: GenerationService,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException],
 ) -> None:
     model.slots.let()
 
     def refuse(*_: object) -> None:
-        raise ConnectionError("hung up")
+        raise kind("hung up")
 
     caplog.set_level(logging.ERROR)
     for _ in range(2):
@@ -91,16 +100,18 @@ def test_a_result_that_cannot_be_made_ends_its_request_alone(
 ) -> None:
     make = model.result_of
 
-    def once(row: Any) -> Any:
-        monkeypatch.setattr(model, "result_of", make)
-        raise ValueError("no mask")
-
     with GenerationService(model) as service:
+
+        def once(row: Any) -> Any:
+            monkeypatch.setattr(service._worker, "_result_of", make)
+            raise ValueError("no mask")
+
         model.slots.let()
-        service._worker._result_of = once
+        monkeypatch.setattr(service._worker, "_result_of", once)
         answers = [service.submit(QUESTION), service.submit(QUESTION)]
         with pytest.raises(VlmportError, match=r"^result: raised ValueError: no mask"):
             answers[0].result()
+        assert answers[1].result().token_ids == whole(model)
 
 
 def test_numbers_that_overflow_end_the_requests_and_the_service_goes_on(
@@ -118,6 +129,26 @@ def test_numbers_that_overflow_end_the_requests_and_the_service_goes_on(
         service.submit(QUESTION).result()
     assert service.submit(QUESTION).result().token_ids == whole(model)
     assert service.statistics().failed == 1
+
+
+def test_a_backend_that_is_broken_closes_the_service(
+    model: HeldModel, service: GenerationService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    answers = [service.submit(QUESTION) for _ in range(4)]
+    for name in ("step", "release"):
+        monkeypatch.setattr(model.slots, name, fail)
+    model.slots.let()
+    for answer in answers:
+        with pytest.raises(VlmportError, match=r"the device is gone|cannot be used any more"):
+            answer.result()
+    wait_until(lambda: model.slots.is_closed)
+    monkeypatch.setattr(model, "prepare_row", fail)
+    with pytest.raises(VlmportError, match=r"^service: its backend cannot be used any more"):
+        service.submit(QUESTION)
+    assert (service.statistics().failed, service.statistics().waiting) == (4, 0)
 
 
 def test_a_worker_that_fails_tells_everybody(
