@@ -34,7 +34,7 @@ UrlArgument = Annotated[
     str,
     typer.Argument(
         metavar="URL",
-        help="host:port or grpc://host:port of its gRPC port, or http://host:port.",
+        help="host:port or grpc://host:port of its gRPC port, or http(s)://host:port.",
     ),
 ]
 ModelOption = Annotated[
