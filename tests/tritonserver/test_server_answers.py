@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tritonclient.http
+import tritonclient.grpc
 from PIL import Image
 from support.triton_cases import Expected, Family
 from triton_server import TritonServer
@@ -95,11 +95,11 @@ def test_sixteen_clients_of_mixed_options_get_the_tokens_of_generate(
 def test_the_features_ensemble_gives_the_model_s_features(
     server: TritonServer, family: Family
 ) -> None:
-    client = tritonclient.http.InferenceServerClient(server.http)
+    client = tritonclient.grpc.InferenceServerClient(server.grpc)
     for request in family.requests[:2]:
         path = request.images[0]
         assert isinstance(path, Path)
-        tensor = tritonclient.http.InferInput("image", [1], "BYTES")
+        tensor = tritonclient.grpc.InferInput("image", [1], "BYTES")
         tensor.set_data_from_numpy(np.array([path.read_bytes()], np.object_))
         answer = client.infer(f"{family.name}_features", [tensor])
         expected = family.model.image_features(family.model.prepare(path))
@@ -109,9 +109,9 @@ def test_the_features_ensemble_gives_the_model_s_features(
 
 
 def test_the_embedding_is_a_model_of_its_own(server: TritonServer, family: Family) -> None:
-    client = tritonclient.http.InferenceServerClient(server.http)
+    client = tritonclient.grpc.InferenceServerClient(server.grpc)
     input_ids = np.array([[3, 1, 4], [1, 5, 9]], np.int64)
-    tensor = tritonclient.http.InferInput("input_ids", [2, 3], "INT64")
+    tensor = tritonclient.grpc.InferInput("input_ids", [2, 3], "INT64")
     tensor.set_data_from_numpy(input_ids)
     answer = client.infer(f"{family.name}_embed_tokens", [tensor])
     np.testing.assert_array_equal(

@@ -68,8 +68,7 @@ class GrpcConnection:
     async def stream(self, model: str, request: WireRequest) -> AsyncGenerator[AnswerPart]:
         """See `Connection.stream`."""
         # Without the header "triton_grpc_error", by which an error would tell its code: with it
-        # Triton 2.51 crashed twice in 20,000 requests, in ModelStreamInferHandler, and once stood
-        # still; without it twice in 100,000.
+        # Triton 2.51 crashed more often, see docs/triton-model.md.
         call = self._client.stream_infer(_one(_arguments(model, request)))
         refusal: InferenceServerException | None = None
         try:
