@@ -6,6 +6,7 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_the_features_ensemble_gives_the_model_s_features(
         assert isinstance(path, Path)
         tensor = tritonclient.grpc.InferInput("image", [1], "BYTES")
         tensor.set_data_from_numpy(np.array([path.read_bytes()], np.object_))
-        answer = client.infer(f"{family.name}_features", [tensor])
+        answer: Any = client.infer(f"{family.name}_features", [tensor])
         expected = family.model.image_features(family.model.prepare(path))
         found = answer.as_numpy("image_features")
         assert found is not None
@@ -113,7 +114,7 @@ def test_the_embedding_is_a_model_of_its_own(server: TritonServer, family: Famil
     input_ids = np.array([[3, 1, 4], [1, 5, 9]], np.int64)
     tensor = tritonclient.grpc.InferInput("input_ids", [2, 3], "INT64")
     tensor.set_data_from_numpy(input_ids)
-    answer = client.infer(f"{family.name}_embed_tokens", [tensor])
+    answer: Any = client.infer(f"{family.name}_embed_tokens", [tensor])
     np.testing.assert_array_equal(
         answer.as_numpy("inputs_embeds"), family.model.inputs_embeds(input_ids)
     )
