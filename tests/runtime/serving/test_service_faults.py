@@ -5,40 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from support.served_models import HeldModel, questions, served_model, wait_until
+from support.held_service import QUESTION, submitted, whole
+from support.served_models import HeldModel, wait_until
 
 from vlmport.errors import VlmportError
-from vlmport.runtime import GenerationService, Piece, Request, ServingOptions
+from vlmport.runtime import GenerationService, Piece, ServingOptions
 from vlmport.runtime.serving.answer import Answer
 from vlmport.runtime.serving.batch import ContinuousBatch
-
-QUESTION = replace(questions("tinyllava", 1)[0], max_new_tokens=20)
-
-
-@pytest.fixture
-def model() -> HeldModel:
-    return HeldModel.of(served_model("tinyllava"))
-
-
-@pytest.fixture
-def service(model: HeldModel) -> Iterator[GenerationService]:
-    with GenerationService(model, ServingOptions(num_slots=2, max_queue=2)) as opened:
-        yield opened
-        model.slots.let()
-
-
-async def submitted(service: GenerationService, request: Request) -> Answer:
-    return await service.submit_async(request)
-
-
-def whole(model: HeldModel) -> tuple[int, ...]:
-    return model.generate_batch([QUESTION])[0].token_ids
 
 
 @pytest.mark.parametrize("kind", [ConnectionError, SystemExit])
