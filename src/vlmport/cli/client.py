@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmport.cli.answer_fields import answer_fields
 from vlmport.cli.request_options import (
     FrequencyPenaltyOption,
     ImageOption,
@@ -122,14 +123,7 @@ def _show(part: AnswerPart) -> None:
 def _as_json(answer: ServedAnswer) -> str:
     """The keys of `vlmport generate --json`, without those that a server does not tell."""
     fields = {
-        "text": answer.text,
-        "token_ids": answer.token_ids,
-        "prompt_tokens": answer.prompt_tokens,
-        "image_tokens": answer.image_tokens,
-        "generated_tokens": answer.generated_tokens,
-        "finish_reason": answer.finish_reason,
-        "ttft_ms": round(answer.ttft_ms, 3),
-        "tokens_per_second": round(answer.tokens_per_second, 3),
+        **answer_fields(answer),
         "regions": answer.regions,
     }
     return json.dumps(fields, ensure_ascii=False)

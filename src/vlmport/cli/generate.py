@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmport.cli.answer_fields import answer_fields
 from vlmport.cli.backend_options import DEFAULT_BACKEND, BackendOption, EnginesOption
 from vlmport.cli.request_options import (
     FrequencyPenaltyOption,
@@ -137,14 +138,7 @@ def _as_json(result: GenerationResult) -> str:
     from vlmport.runtime.region_fields import region_fields
 
     fields = {
-        "text": result.text,
-        "token_ids": result.token_ids,
-        "prompt_tokens": result.prompt_tokens,
-        "image_tokens": result.image_tokens,
-        "generated_tokens": result.generated_tokens,
-        "finish_reason": result.finish_reason,
-        "ttft_ms": round(result.ttft_ms, 3),
-        "tokens_per_second": round(result.tokens_per_second, 3),
+        **answer_fields(result),
         "backend": result.backend,
         "regions": [region_fields(region) for region in result.regions],
         "faults": result.faults,
