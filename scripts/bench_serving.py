@@ -23,6 +23,7 @@ from bench_decode import TimedSession, endless
 from benching import SETTLE_SECONDS, environment
 from PIL import Image
 from synthetic import LLAMA_12X768, TINY_LLAVA, write_checkpoint
+from unseen_inputs import unseen_picture, unseen_text
 
 from vlmport.api.export import ExportOptions, export
 from vlmport.api.progress import SilentProgress
@@ -38,7 +39,6 @@ _STREAMS = 8
 _NEW_TOKENS = 96
 _TINY = replace(TINY_LLAVA, text=TINY_LLAVA.text | {"max_position_embeddings": 2048})
 _CACHE_TOKENS = _STREAMS * 2048
-_WORDS = ("circle", "square", "red", "blue", "green", "left", "right", "above", "below", "small")
 
 
 def main() -> None:
@@ -72,10 +72,10 @@ class _Inputs:
         self._random = np.random.default_rng(0)
 
     def text(self, words: int) -> str:
-        return " ".join(self._random.choice(_WORDS, words).tolist())
+        return unseen_text(self._random, words)
 
     def picture(self) -> Image.Image:
-        return Image.fromarray(self._random.integers(0, 256, (480, 640, 3), np.uint8))
+        return unseen_picture(self._random)
 
 
 def _throughput_section(

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from benching import SETTLE_SECONDS, environment
-from PIL import Image
 from synthetic import LLAMA_12X768, write_checkpoint
 from triton_server import triton_server
+from unseen_inputs import unseen_picture, unseen_text
 
 from vlmport.api.client import connected
 from vlmport.api.client_wire import AnswerPart, wire_request
@@ -47,7 +47,6 @@ _MODEL = "vlm"
 _CLIENTS = (1, 4, 16)
 _NEW_TOKENS = 48
 _MAX_LENGTH = 2048
-_WORDS = ("circle", "square", "red", "blue", "green", "left", "right", "above", "below", "small")
 
 
 def main() -> None:
@@ -194,15 +193,14 @@ def _requests(count: int, images: int, seed: int) -> tuple[WireRequest, ...]:
     found = []
     for _ in range(count):
         pictures = tuple(_picture(random) for _ in range(images))
-        prompt = " ".join(random.choice(_WORDS, 24).tolist())
+        prompt = unseen_text(random, 24)
         found.append(Request(prompt=prompt, images=pictures, max_new_tokens=_NEW_TOKENS))
     return tuple(wire_request(one) for one in found)
 
 
 def _picture(random: np.random.Generator) -> bytes:
-    pixels = random.integers(0, 256, (480, 640, 3), np.uint8)
     encoded = BytesIO()
-    Image.fromarray(pixels).save(encoded, "BMP")  # decoded in no time
+    unseen_picture(random).save(encoded, "BMP")  # decoded in no time
     return encoded.getvalue()
 
 
